@@ -1,0 +1,100 @@
+"""The command `loom`."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from loom.book import read
+from loom.check import check
+from loom.errors import Problems
+from loom.tangle import tangle
+from loom.write import write
+
+DESCRIPTION = """\
+Compile the book of this folder. The chapters that _toc.yml lists are the source;
+the package tangled/ and the tests of tests/book/ are made from their code cells.
+"""
+TANGLE = """\
+Write tangled/ and tests/book/ from the chapters. Only files that change are
+written. A file that was edited by hand is never overwritten: loom names it, and
+writes nothing.
+"""
+CHECK = """\
+Write nothing; exit with 1 if tangled/ or tests/book/ is not what the chapters
+say, or if a result of the book is not proved, implemented, verified and refuted.
+"""
+RUN = """\
+Run the chapters whose results are not in the cache, two at a time, longest
+first. An interrupted run goes on where it stopped.
+"""
+
+SERVE = """\
+Build the site, serve it on this machine, and rebuild what is saved.
+"""
+# What needs the tools of the site and of print, which the other verbs do without.
+BUILDS = {
+    "html": ("weave the site", "loom.weave.build:html"),
+    "pdf": ("weave the print edition", "loom.weave.build:pdf"),
+    "seconds": ("show how long the chapters took", "loom.seconds:main"),
+}
+
+
+def _call(name: str, *arguments: Any, **options: Any) -> int:
+    """Import a function when it is needed, `module:function`, and return its exit status."""
+    module, _, function = name.partition(":")
+    status: int = getattr(importlib.import_module(module), function)(*arguments, **options)
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of loom."""
+    main = argparse.ArgumentParser(prog="loom", description=DESCRIPTION)
+    main.add_argument(
+        "-C", dest="root", metavar="DIR", type=Path, default=Path(), help="the book's folder"
+    )
+    verbs = main.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("tangle", help="make the package from the chapters", description=TANGLE)
+    verbs.add_parser("check", help="compare the package with the chapters", description=CHECK)
+    run = verbs.add_parser("run", help="execute the chapters", description=RUN)
+    run.add_argument("chapters", nargs="*", metavar="CHAPTER", help="only these, book/part/name.md")
+    run.add_argument("--lanes", type=int, default=2, metavar="N", help="chapters at a time (2)")
+    run.add_argument("--force", action="store_true", help="run even what is in the cache")
+    for verb, (text, _) in BUILDS.items():
+        verbs.add_parser(verb, help=text, description=text)
+    serve = verbs.add_parser("serve", help="show the site while one writes", description=SERVE)
+    serve.add_argument("--port", type=int, default=8000, metavar="N", help="on this port (8000)")
+    return main
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        root = options.root.resolve()
+        if options.verb in BUILDS:
+            return _call(BUILDS[options.verb][1], root)
+        if options.verb == "serve":
+            return _call("loom.serve:serve", root, options.port)
+        book = read(root)
+        if options.verb == "run":
+            run = {"lanes": options.lanes, "force": options.force}
+            return _call("loom.run:main", book, options.chapters, **run)
+        tangled = tangle(book)
+        if options.verb == "tangle":
+            for path in write(book, tangled):
+                print(path)
+            return 0
+        problems, diff = check(book, tangled)
+        print(diff, end="")
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        return 1 if problems else 0
+    except Problems as problems:
+        print(problems, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

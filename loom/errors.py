@@ -1,0 +1,27 @@
+"""What loom says when a book is not right: one line a problem, with its place."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Problem", "Problems"]
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """A sentence about one line of one file, printed `file:line: code sentence`."""
+
+    path: str
+    line: int
+    code: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.code} {self.sentence}"
+
+
+class Problems(Exception):
+    """One or more problems, sorted by place; printing it prints one line for each."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = sorted(set(problems))
+        super().__init__("\n".join(map(str, self.problems)))

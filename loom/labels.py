@@ -1,0 +1,127 @@
+"""The labels of the book: what is stated where, and whether a proof stands with it.
+
+A label is kind and slug, `thm-forward-marginal`. Theorem-like results, equations, exercises,
+figures and tables carry one; prose, proofs and tests refer to it.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loom.book import Book, Chapter
+from loom.errors import Problem, Problems
+
+__all__ = ["PROVED", "Label", "labels"]
+
+KINDS = {
+    "prf:definition": "def",
+    "prf:lemma": "lem",
+    "prf:proposition": "prop",
+    "prf:theorem": "thm",
+    "prf:corollary": "cor",
+    "prf:algorithm": "alg",
+    "prf:example": "ex",
+    "prf:remark": "rem",
+    "exercise": "ex",
+    "math": "eq",
+    "figure": "fig",
+    "table": "tab",
+    "list-table": "tab",
+}
+# Kinds of results that ask for a proof and for checks.
+PROVED = frozenset({"lem", "prop", "thm", "cor"})
+
+FENCE = re.compile(r"(?P<mark>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}\s*(?P<title>.*)$")
+OPTION = re.compile(r":(?P<key>[\w-]+):\s*(?P<value>.*)$")
+EQUATION = re.compile(r"\$\$\s*\((?P<name>[\w:-]+)\)\s*$")
+CITATION = re.compile(r"\{cite(:\w+)?\}")
+
+
+@dataclass(frozen=True)
+class Label:
+    """A labelled thing. `proof` tells whether a proof, or a citation of one, stands with it."""
+
+    name: str
+    kind: str
+    title: str
+    chapter: str
+    line: int
+    proof: bool = False
+
+
+def labels(book: Book) -> dict[str, Label]:
+    """Return every label of the book by name.
+
+    Raises:
+        Problems: for a label that stands twice, or whose kind is not that of what it labels.
+    """
+    found: dict[str, Label] = {}
+    problems: list[Problem] = []
+    for chapter in book.chapters:
+        for label, wanted in _labels(chapter):
+            if (other := found.get(label.name)) is not None:
+                where = f"{other.chapter}:{other.line}"
+                sentence = f"label '{label.name}' stands already at {where}"
+                problems.append(Problem(label.chapter, label.line, "L14", sentence))
+            elif label.kind != wanted:
+                sentence = f"label '{label.name}' should begin with '{wanted}-'"
+                problems.append(Problem(label.chapter, label.line, "L14", sentence))
+            else:
+                found[label.name] = label
+    if problems:
+        raise Problems(problems)
+    return found
+
+
+def _labels(chapter: Chapter) -> Iterator[tuple[Label, str]]:
+    """Yield the labels of a chapter with the kind that each should have."""
+
+    def label(name: str, title: str, line: int, proof: bool = False) -> Label:
+        return Label(name, name.partition("-")[0], title, chapter.path, line, proof)
+
+    for cell in chapter.cells:
+        options = cell.options.get("mystnb")
+        figure = options.get("figure") if isinstance(options, dict) else None
+        if isinstance(figure, dict) and "name" in figure:
+            yield label(str(figure["name"]), "", cell.line), "fig"
+    code = {line.number for cell in chapter.cells for line in cell.lines}
+    lines = chapter.text.split("\n")
+    results: list[tuple[Label, str]] = []
+    for number, text in enumerate(lines, 1):
+        if number in code:
+            continue
+        if match := EQUATION.search(text):
+            yield label(match["name"], "", number), "eq"
+        if not (match := FENCE.match(text.strip())):
+            continue
+        if match["name"] == "prf:proof" and results:
+            last, wanted = results[-1]
+            results[-1] = (label(last.name, last.title, last.line, True), wanted)
+        wanted = KINDS.get(match["name"], "")
+        body = _body(lines, number, match["mark"])
+        name = next(
+            (
+                o["value"].strip()
+                for o in map(OPTION.match, body)
+                if o and o["key"] in ("label", "name")
+            ),
+            "",
+        )
+        if wanted and name:
+            cited = bool(CITATION.search("\n".join([match["title"], *body])))
+            entry = label(name, match["title"].strip(), number, cited), wanted
+            if wanted in PROVED:
+                results.append(entry)
+            else:
+                yield entry
+    yield from results
+
+
+def _body(lines: list[str], opening: int, mark: str) -> list[str]:
+    """The lines of a directive whose fence stands on line `opening` (counted from 1)."""
+    body = []
+    for text in lines[opening:]:
+        if text.strip() == mark:
+            break
+        body.append(text.strip())
+    return body

@@ -1,0 +1,155 @@
+"""Find the imports that each module needs, and refuse names that a reader could not resolve."""
+
+import graphlib
+from collections.abc import Iterator
+from itertools import pairwise
+
+from loom.book import Book, Chapter
+from loom.errors import Problem
+from loom.merge import Draft
+from loom.names import BUILTINS, Import, Scope, Uses, uses
+from loom.split import Piece, problem
+
+__all__ = ["cycles", "layers", "misplaced_imports", "resolve"]
+
+# A part may use the parts on its right, and itself.
+LAYERS = {
+    "foundations": (),
+    "diffusion": ("foundations",),
+    "attention": ("foundations",),
+    "language": ("foundations", "diffusion", "attention"),
+    "images": ("foundations", "diffusion", "attention", "language"),
+    "synthesis": ("foundations", "diffusion", "attention", "language", "images"),
+}
+
+
+def misplaced_imports(
+    book: Book, drafts: dict[str, Draft], found: dict[str, Scope]
+) -> Iterator[Problem]:
+    """Imports from the package that a chapter cannot have: its own, later ones, unknown ones."""
+    paths = {draft.dotted: draft for path, draft in drafts.items() if path.startswith("tangled/")}
+    for chapter in book.chapters:
+        for entries in found[chapter.path].imported.values():
+            for entry, line in entries.items():
+                if entry.module.partition(".")[0] != "tangled":
+                    continue
+                whole = f"{entry.module}.{entry.name}" if entry.name else entry.module
+                draft = paths.get(entry.module) or paths.get(whole)
+                sentence = _misplaced(chapter, entry, draft, named=entry.module in paths)
+                if sentence:
+                    code = "L19" if "itself" in sentence else "L16"
+                    yield Problem(chapter.path, line, code, sentence)
+
+
+def _misplaced(chapter: Chapter, entry: Import, draft: Draft | None, named: bool) -> str | None:
+    if draft is None:
+        return f"no chapter tangles '{entry.module}'"
+    relevant = [p for p in draft.pieces if not (entry.name and named) or entry.name in p.names]
+    if not relevant:
+        return f"no chapter defines '{entry.name}' in {draft.path}"
+    first = min((p.cell.chapter for p in relevant), key=lambda c: c.order)
+    if first.path == chapter.path:
+        return f"this chapter itself defines '{entry.name or entry.module}'"
+    if first.order > chapter.order:
+        return f"'{entry.name or entry.module}' is first defined later, in {first.path}"
+    return None
+
+
+def resolve(
+    draft: Draft,
+    drafts: dict[str, Draft],
+    found: dict[str, Scope],
+    edges: dict[tuple[str, str], tuple[Piece, int]],
+) -> Iterator[Problem]:
+    """Find the imports that a module needs; report names that come from nowhere."""
+    own = {name: i for i, piece in enumerate(draft.pieces) for name in piece.names}
+    bound: dict[str, tuple[Import, Piece]] = {}
+    for index, piece in enumerate(draft.pieces):
+        scope = found[piece.cell.chapter.path]
+        used = uses(piece)
+        for name, line in used.names.items():
+            if name in own:
+                yield from _too_early(draft, piece, used, name, own[name], index)
+                continue
+            if name in BUILTINS and name not in scope.defined and name not in scope.imported:
+                continue
+            needed = list(_origins(name, piece, scope, drafts))
+            if not needed:
+                yield problem(piece.cell, line, "L06", _unknown(name, draft, scope))
+                continue
+            for entry in needed:
+                other, first = bound.setdefault(name, (entry, piece))
+                if len(needed) == 1 and other != entry:
+                    where = f"{first.cell.chapter.path}:{first.first}"
+                    sentence = f"'{name}' is {entry.module} here and {other.module} at {where}"
+                    yield problem(piece.cell, line, "L15", sentence)
+                if entry.module.partition(".")[0] == "loom":
+                    sentence = f"tangled code uses '{name}' of loom, which readers do not install"
+                    yield problem(piece.cell, line, "L25", sentence)
+                draft.imports.add(entry)
+                target = _target(entry, drafts)
+                if target is not None:
+                    edges.setdefault((draft.path, target), (piece, line))
+
+
+def _too_early(
+    draft: Draft, piece: Piece, used: Uses, name: str, defined: int, index: int
+) -> Iterator[Problem]:
+    if name in used.early and defined > index:
+        where = draft.pieces[defined].first
+        sentence = f"'{name}' is used when {draft.path} is imported, but defined at line {where}"
+        yield problem(piece.cell, used.early[name], "L13", sentence)
+
+
+def _origins(name: str, piece: Piece, scope: Scope, drafts: dict[str, Draft]) -> Iterator[Import]:
+    """The imports that give a piece a name: of its chapter's cells, or of a sibling module."""
+    if name in scope.defined:
+        yield Import(drafts[scope.defined[name]].dotted, name)
+        return
+    for entry in scope.imported.get(name, {}):
+        dotted = entry.module if "." in entry.module and not entry.alias and not entry.name else ""
+        if not dotted or f"{dotted}." in piece.text:
+            yield entry
+
+
+def _target(entry: Import, drafts: dict[str, Draft]) -> str | None:
+    for dotted in (entry.module, f"{entry.module}.{entry.name}"):
+        path = f"{dotted.replace('.', '/')}.py"
+        if path in drafts:
+            return path
+    return None
+
+
+def _unknown(name: str, draft: Draft, scope: Scope) -> str:
+    if name in scope.local:
+        return f"'{name}' comes from line {scope.local[name]}, a cell that is not tangled"
+    return f"'{name}' is neither defined in {draft.path} nor imported by this chapter"
+
+
+def cycles(edges: dict[tuple[str, str], tuple[Piece, int]]) -> Iterator[Problem]:
+    """Report modules that import each other, at the use that closes the circle."""
+    graph: dict[str, set[str]] = {}
+    for user, used in edges:
+        graph.setdefault(user, set()).add(used)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        # The cycle is given from the used to the user; read it the other way round.
+        cycle = list(reversed(error.args[1]))
+        piece, line = max(
+            (edges[pair] for pair in pairwise(cycle)),
+            key=lambda place: (place[0].cell.chapter.order, place[1]),
+        )
+        sentence = f"modules import each other: {' -> '.join(cycle)}"
+        yield problem(piece.cell, line, "L07", sentence)
+
+
+def layers(edges: dict[tuple[str, str], tuple[Piece, int]]) -> Iterator[Problem]:
+    """Report modules that use a part of the package which theirs does not build on."""
+    for (user, used), (piece, line) in edges.items():
+        if not user.startswith("tangled/"):
+            continue
+        above, below = user.split("/")[1], used.split("/")[1]
+        if above in LAYERS and above != below and below not in LAYERS[above]:
+            sentence = f"{user} cannot use {used}: '{above}' does not build on '{below}'"
+            yield problem(piece.cell, line, "L26", sentence)

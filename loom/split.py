@@ -1,0 +1,230 @@
+"""Cut the tangled cells into pieces: one top-level definition each, whole lines, nothing lost."""
+
+import ast
+from dataclasses import dataclass, replace
+
+from loom.book import Cell, Line
+from loom.errors import Problem, Problems
+
+__all__ = ["Piece", "Statement", "pieces", "statements"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A top-level definition of a module, with the comment and the decorators above it.
+
+    `members` maps each method (or, under "", the definition itself) to the cell it came from.
+    """
+
+    name: str
+    kind: str  # "constant", "class", "function" or "guard"
+    cell: Cell
+    lines: tuple[Line, ...]
+    members: tuple[tuple[str, Cell], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the piece defines; a constant may define several names at once."""
+        return tuple(filter(None, self.name.split(",")))
+
+    @property
+    def text(self) -> str:
+        """The piece as source text."""
+        return "\n".join(line.text for line in self.lines)
+
+    @property
+    def first(self) -> int:
+        """The chapter line on which the piece begins."""
+        return self.lines[0].number
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A top-level statement of a cell with all the lines that belong to it."""
+
+    node: ast.stmt
+    lines: tuple[Line, ...]
+
+
+def problem(cell: Cell, line: int, code: str, sentence: str) -> Problem:
+    """A problem in a cell, at a line of its chapter."""
+    return Problem(cell.chapter.path, line, code, sentence)
+
+
+def statements(cell: Cell) -> list[Statement]:
+    """The statements of a cell; comments belong to what follows them, or end the last one.
+
+    Raises:
+        Problems: if the cell does not parse, or two statements share a line.
+    """
+    try:
+        tree = ast.parse(cell.source)
+    except SyntaxError as error:
+        line = (
+            cell.lines[min(error.lineno or 1, len(cell.lines)) - 1].number
+            if cell.lines
+            else cell.line
+        )
+        raise Problems(
+            [problem(cell, line, "L02", f"this cell does not parse: {error.msg}")]
+        ) from None
+    found: list[Statement] = []
+    end = 0
+    for node in tree.body:
+        decorators = getattr(node, "decorator_list", [])
+        top = min([node.lineno, *(d.lineno for d in decorators)])
+        if top <= end:
+            line = cell.lines[node.lineno - 1].number
+            raise Problems([problem(cell, line, "L02", "a line holds one statement")])
+        above = cell.lines[end : top - 1]
+        while above and not above[0].text.strip():
+            above = above[1:]
+        assert node.end_lineno is not None
+        found.append(Statement(node, (*above, *cell.lines[top - 1 : node.end_lineno])))
+        end = node.end_lineno
+    rest = cell.lines[end:]
+    if not found:
+        raise Problems([problem(cell, cell.line, "L03", "this cell defines nothing")])
+    if rest:
+        found[-1] = replace(found[-1], lines=(*found[-1].lines, *rest))
+    return found
+
+
+def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
+    """Return the new definitions of a cell, and the continuations (`@continues`) of earlier ones.
+
+    Raises:
+        Problems: for a cell that does not parse, or that holds what a module cannot take.
+    """
+    new: list[Piece] = []
+    more: list[Piece] = []
+    problems: list[Problem] = []
+    for statement in statements(cell):
+        node = statement.node
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            # Imports are computed for each module, so an import line itself is not moved.
+            problems += _refused_import(statement, cell, node)
+        elif isinstance(node, ast.ClassDef) and _continued(node) is not None:
+            problems += _refused_continuation(statement, cell, node)
+            header = cell.lines[node.lineno - 1].number
+            inside = tuple(line for line in statement.lines if line.number > header)
+            members = tuple((name, cell) for name in _members(node))
+            more.append(Piece(node.name, "class", cell, _trimmed(inside), members))
+        elif isinstance(node, ast.ClassDef):
+            members = (("", cell), *((name, cell) for name in _members(node)))
+            new.append(Piece(node.name, "class", cell, statement.lines, members))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            new.append(Piece(node.name, "function", cell, statement.lines, (("", cell),)))
+        elif names := _assigned(node):
+            new.append(Piece(",".join(names), "constant", cell, statement.lines, (("", cell),)))
+        elif _is_guard(node):
+            new.append(Piece("", "guard", cell, statement.lines))
+        else:
+            line = cell.lines[node.lineno - 1].number
+            sentence = "a tangled cell holds definitions, constants and imports, nothing else"
+            problems.append(problem(cell, line, "L03", sentence))
+    if cell.implements and len(new) + sum(len(p.members) for p in more) != 1:
+        sentence = "a cell that implements a label holds exactly one definition"
+        problems.append(problem(cell, cell.line, "L11", sentence))
+    if problems:
+        raise Problems(problems)
+    return new, more
+
+
+def _trimmed(lines: tuple[Line, ...]) -> tuple[Line, ...]:
+    while lines and not lines[0].text.strip():
+        lines = lines[1:]
+    return lines
+
+
+def _assigned(node: ast.stmt) -> list[str]:
+    """The names of a constant; empty if the statement is none."""
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+        return [node.target.id]
+    if not isinstance(node, ast.Assign):
+        return []
+    names: list[str] = []
+    for target in node.targets:
+        parts = target.elts if isinstance(target, ast.Tuple) else [target]
+        if not all(isinstance(part, ast.Name) for part in parts):
+            return []
+        names += [part.id for part in parts if isinstance(part, ast.Name)]
+    return names
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.If)
+        and ast.unparse(node.test) == "__name__ == '__main__'"
+        and not node.orelse
+    )
+
+
+def _members(node: ast.ClassDef) -> list[str]:
+    """The methods and class attributes that a class body defines, in order."""
+    names: list[str] = []
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(child.name)
+        else:
+            names += _assigned(child)
+    return list(dict.fromkeys(names))
+
+
+def _continued(node: ast.ClassDef) -> str | None:
+    """The name in `@continues(Name)`, if the class has that decorator."""
+    for decorator in node.decorator_list:
+        if (
+            isinstance(decorator, ast.Call)
+            and isinstance(decorator.func, ast.Name)
+            and decorator.func.id == "continues"
+        ):
+            return ast.unparse(decorator.args[0]) if decorator.args else ""
+    return None
+
+
+def _refused_continuation(statement: Statement, cell: Cell, node: ast.ClassDef) -> list[Problem]:
+    """What in a continuation could not stand in the one plain class."""
+    found: list[Problem] = []
+
+    def refuse(child: ast.stmt | ast.ClassDef, code: str, sentence: str) -> None:
+        found.append(problem(cell, cell.lines[child.lineno - 1].number, code, sentence))
+
+    if _continued(node) != node.name:
+        refuse(
+            node, "L04", f"'@continues({_continued(node)})' stands on a class named '{node.name}'"
+        )
+    if len(node.decorator_list) > 1 or node.bases or node.keywords:
+        refuse(node, "L04", f"bases and decorators of '{node.name}' belong to its first cell")
+    if statement.lines[0].text.startswith("#"):
+        refuse(
+            node, "L04", f"a comment above '@continues({node.name})' would be lost: put it inside"
+        )
+    if node.body[0].lineno == node.lineno:
+        refuse(node, "L04", "the body of a continuation begins on its own line")
+    for child in node.body:
+        if isinstance(child, ast.AnnAssign):
+            refuse(child, "L12", f"fields of '{node.name}' belong to its first cell")
+        elif isinstance(child, ast.FunctionDef) and child.name == "__init__":
+            refuse(child, "L12", f"'__init__' of '{node.name}' belongs to its first cell")
+        elif isinstance(child, ast.Expr):
+            refuse(child, "L12", f"the docstring of '{node.name}' belongs to its first cell")
+    return found
+
+
+def _refused_import(
+    statement: Statement, cell: Cell, node: ast.Import | ast.ImportFrom
+) -> list[Problem]:
+    line = cell.lines[node.lineno - 1].number
+    if any(line.text.startswith("#") for line in statement.lines):
+        return [problem(cell, line, "L03", "a comment beside an import is not moved: drop it")]
+    if isinstance(node, ast.ImportFrom):
+        if any(alias.name == "*" for alias in node.names):
+            return [problem(cell, line, "L03", "a tangled cell imports names, not '*'")]
+        if node.level:
+            return [problem(cell, line, "L03", "a chapter imports by absolute names")]
+        if node.module == "__future__":
+            return [
+                problem(cell, line, "L03", "'from __future__' would change the rest of the module")
+            ]
+    return []

@@ -1,0 +1,179 @@
+"""Tangle: the cells of the chapters become the modules of the package and the book's own tests."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from loom.book import Book, Cell
+from loom.errors import Problem, Problems
+from loom.labels import labels
+from loom.merge import Draft, collect
+from loom.names import scopes
+from loom.render import Placed, render
+from loom.resolve import cycles, layers, misplaced_imports, resolve
+from loom.split import Piece, problem
+
+__all__ = ["Definition", "Module", "Tangled", "tangle"]
+
+
+@dataclass(frozen=True)
+class Module:
+    """A tangled file: its lines, each with the chapter line that it is."""
+
+    path: str
+    lines: tuple[Placed, ...]
+
+    @property
+    def text(self) -> str:
+        """The file's whole text."""
+        return "".join(f"{line.text}\n" for line in self.lines)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A function, class, method or constant with its two places: in its module, in its chapter."""
+
+    name: str
+    dotted: str
+    path: str
+    first: int
+    last: int
+    chapter: str
+    cell: int
+    line: int
+    implements: tuple[str, ...] = ()
+    verifies: tuple[str, ...] = ()
+    refutes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tangled:
+    """All modules by path, and all definitions in the order of the book."""
+
+    modules: dict[str, Module]
+    definitions: tuple[Definition, ...]
+
+
+def tangle(book: Book) -> Tangled:
+    """Return the package and the book's tests, as the chapters now define them.
+
+    Nothing is written. Every problem that can be found is reported at once.
+
+    Raises:
+        Problems: if the chapters do not make a package; see the appendix for the catalogue.
+    """
+    problems: list[Problem] = []
+    drafts = collect(book, problems)
+    known = labels(book)
+    for cell in book.cells():
+        for label in (*cell.implements, *cell.verifies, *cell.refutes):
+            if label not in known:
+                sentence = f"no chapter has the label '{label}'"
+                problems.append(problem(cell, cell.line, "L14", sentence))
+    found, ambiguous = scopes(book, {path: draft.pieces for path, draft in drafts.items()})
+    problems += ambiguous
+    problems += misplaced_imports(book, drafts, found)
+    if problems:
+        raise Problems(problems)
+    edges: dict[tuple[str, str], tuple[Piece, int]] = {}
+    for draft in drafts.values():
+        problems += resolve(draft, drafts, found, edges)
+    problems += cycles(edges)
+    problems += layers(edges)
+    if problems:
+        raise Problems(problems)
+    modules = {path: _module(book, draft) for path, draft in sorted(drafts.items())}
+    definitions = [d for path, draft in drafts.items() for d in _definitions(modules[path], draft)]
+    order = {chapter.path: chapter.order for chapter in book.chapters}
+    definitions.sort(key=lambda d: (order[d.chapter], d.line))
+    modules.update(_packages(book, drafts))
+    return Tangled(modules, tuple(definitions))
+
+
+def _module(book: Book, draft: Draft) -> Module:
+    public = draft.path.startswith("tangled/")
+    placed = render(_docstring(book, draft), draft.imports, draft.pieces, public)
+    return Module(draft.path, tuple(placed))
+
+
+def _docstring(book: Book, draft: Draft) -> str:
+    """A sentence of the chapter's front matter (or its title), and where the module comes from."""
+    ordered = sorted({p.cell.chapter.order for p in draft.pieces})
+    chapters = [chapter for chapter in book.chapters if chapter.order in ordered]
+    target = draft.path.removeprefix("tangled/")
+    stated = [(c.front.get("modules") or {}).get(target) for c in chapters]
+    if not draft.path.startswith("tangled/"):
+        head = f"Checks of the chapter “{chapters[0].title}”."
+    else:
+        head = next(filter(None, stated), None) or "; ".join(c.title for c in chapters) + "."
+    source = " and ".join(c.path for c in chapters)
+    return f'"""{head}\n\nTangled from {source}.\n"""'
+
+
+def _packages(book: Book, drafts: dict[str, Draft]) -> dict[str, Module]:
+    """The `__init__.py` files, a docstring each, and the marker of a typed package."""
+    made: dict[str, str] = {}
+    paths = sorted(path for path in drafts if path.startswith("tangled/"))
+    for folder, inside in groupby(paths, key=lambda path: path.rsplit("/", 1)[0]):
+        first = drafts[next(inside)].pieces[0].cell.chapter
+        made[f"{folder}/__init__.py"] = f'"""{first.part or first.title}."""\n'
+    if paths:
+        root = next(chapter.title for chapter in book.chapters)
+        made["tangled/__init__.py"] = (
+            f'"""{root}: the code of the book, tangled from its chapters."""\n'
+        )
+        made["tangled/py.typed"] = ""
+    return {
+        path: Module(path, tuple(Placed(line) for line in text.splitlines()))
+        for path, text in made.items()
+    }
+
+
+def _definitions(module: Module, draft: Draft) -> Iterator[Definition]:
+    """Where each definition of a module stands, there and in its chapter."""
+    tree = ast.parse(module.text)
+    nodes: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        for name in _names(node):
+            nodes.setdefault(name, node)
+        if isinstance(node, ast.ClassDef):
+            for child in node.body:
+                for name in _names(child):
+                    nodes.setdefault(f"{node.name}.{name}", child)
+    for piece in draft.pieces:
+        for member, cell in piece.members:
+            for top in piece.names:
+                name = f"{top}.{member}" if member else top
+                yield _definition(module, draft, nodes[name], name, cell, piece)
+
+
+def _names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [n.id for t in targets if t is not None for n in ast.walk(t) if isinstance(n, ast.Name)]
+
+
+def _definition(
+    module: Module, draft: Draft, node: ast.stmt, name: str, cell: Cell, piece: Piece
+) -> Definition:
+    decorators = [d.lineno for d in getattr(node, "decorator_list", [])]
+    first, last = (min([node.lineno, *decorators]), node.end_lineno or node.lineno)
+    line = module.lines[node.lineno - 1].number
+    # The label of a cell belongs to the one definition that the cell makes.
+    whole = "." not in name or cell is not piece.cell
+    tests = whole and name.startswith("test_")
+    return Definition(
+        name,
+        f"{draft.dotted}.{name}",
+        draft.path,
+        first,
+        last,
+        cell.chapter.path,
+        cell.index,
+        line,
+        cell.implements if whole else (),
+        cell.verifies if tests else (),
+        cell.refutes if tests else (),
+    )

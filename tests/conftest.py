@@ -1,0 +1,56 @@
+"""What all tests share: checked shapes, no network, one thread, accelerators optional."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# From here on, a call whose tensors have other shapes than its signature says is an error.
+install_import_hook("tangled", "beartype.beartype")
+torch.set_num_threads(1)
+
+# The front matter that a chapter of the tests gets if it has none: five lines.
+FRONT = """\
+---
+jupytext: {text_representation: {extension: .md, format_name: myst}}
+kernelspec: {name: python3, display_name: Python 3, language: python}
+tangle: diffusion/a.py
+---
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` run where there is an accelerator."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(
+                    pytest.mark.skip(reason="needs an accelerator")
+                )
+
+
+@pytest.fixture
+def write_book(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    """Return a function that writes a book into a temporary folder and returns the folder.
+
+    Files under `book/` are its chapters, in the order given. A first page is added.
+    """
+
+    def write(files: dict[str, str]) -> Path:
+        pages = [name for name in files if name.startswith("book/")]
+        toc = ["format: jb-book", "root: book/index", "parts:", "  - caption: A part"]
+        toc += ["    chapters:", *(f"      - file: {name.removesuffix('.md')}" for name in pages)]
+        made = {"_toc.yml": "\n".join(toc) + "\n", "book/index.md": "# The book\n", **files}
+        for name, text in made.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            front = FRONT if name in pages and not text.startswith("---") else ""
+            path.write_text(front + text)
+        return tmp_path
+
+    return write

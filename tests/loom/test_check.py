@@ -1,0 +1,45 @@
+"""`loom check`: every result is proved, implemented, verified and refuted; no markup misleads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loom.__main__ import main
+
+THEOREM = "```{prf:theorem} One\n:label: thm-one\n\nOne is one.\n```\n\n"
+PROOF = "```{prf:proof}\nClear.\n```\n\n"
+CITED = THEOREM.replace("One is one.", "One is one {cite:p}`euclid`.")
+VERIFY = "```{code-cell} python\n:verifies: thm-one\n\ndef test_one():\n    assert True\n```\n\n"
+REFUTE = VERIFY.replace("verifies", "refutes").replace("test_one", "test_two")
+DEFINITION = "```{prf:definition} Two\n:label: def-two\n\nTwo.\n```\n\n"
+CODE = "```{code-cell} python\n:tangle:\n:implements: def-two\n\nTWO = 2\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (THEOREM + PROOF + VERIFY + REFUTE, ""),
+        (CITED + VERIFY + REFUTE, ""),
+        (THEOREM + VERIFY + REFUTE, "neither proved nor cited"),
+        (THEOREM + PROOF + REFUTE, "verified by no test"),
+        (THEOREM + PROOF + VERIFY, "without a negative control"),
+        (DEFINITION, "implemented by no code"),
+        (DEFINITION + CODE, ""),
+        ("$$\n\\begin{align}\nx\n\\end{align}\n$$\n", "numbered otherwise in print"),
+        ("$$\n\\begin{align*}\nx\n\\end{align*}\n$$\n", ""),
+        ("See [this](#eq-one).\n", "breaks in print"),
+    ],
+)
+def test_what_is_missing(
+    text: str,
+    said: str,
+    write_book: Callable[[dict[str, str]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + text})
+    assert main(["-C", str(root), "tangle"]) == 0
+    assert main(["-C", str(root), "check"]) == (1 if said else 0)
+    problems = capsys.readouterr().err
+    assert problems.count("\n") == (1 if said else 0)
+    assert said in problems
