@@ -32,7 +32,7 @@ def heal(folder: Path) -> None:
         return
     whole = {entry.name for entry in (folder / "executed").glob("*") if _is_whole(entry)}
     try:
-        with closing(sqlite3.connect(database)) as connection, connection:
+        with closing(sqlite3.connect(database, timeout=1)) as connection, connection:
             rows = connection.execute("SELECT hashkey FROM nbcache").fetchall()
             connection.execute("SELECT * FROM nbproject, settings LIMIT 0")
             recorded = {key for (key,) in rows}

@@ -8,7 +8,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from loom.kernel.checks import tests
+from loom.kernel.checks import find_tests
 from loom.plain import plain
 from loom.stamp import stamped
 
@@ -72,7 +72,7 @@ def downloadable(chapter: Path, root: Path) -> nbformat.NotebookNode:
 def _with_calls(source: str) -> str:
     """The cell, followed by calls of the tests that it defines."""
     try:
-        found = tests(ast.parse(source))
+        found = find_tests(ast.parse(source))
     except SyntaxError:  # a magic, or an error shown on purpose
         return source
     return "\n".join([source, *([""] if found else []), *(f"{test.name}()" for test in found)])

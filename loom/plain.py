@@ -19,7 +19,7 @@ KINDS = {
     "tab": "Table",
 }
 # Blocks that only lay out a page, and say nothing a reader of the notebook would miss.
-SILENT = {"tableofcontents", "bibliography", "index", "raw", "toctree", "contents", "printindex"}
+SILENT = {"tableofcontents", "bibliography", "index", "raw", "toctree", "contents", "solution-end"}
 
 FENCE = re.compile(r"(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:.-]+)\}\s*(?P<title>.*)$")
 OPTION = re.compile(r"\s*:(?P<name>[\w-]+):\s*(?P<value>.*)$")
@@ -31,7 +31,7 @@ TITLED = re.compile(r"(?P<text>.*?)\s*<(?P<target>[^<>]+)>$", re.DOTALL)
 
 def plain(text: str) -> str:
     """The text with directives, labels and roles written out."""
-    return "\n".join(_blocks(text.split("\n"))).strip("\n")
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(_blocks(text.split("\n")))).strip("\n")
 
 
 def _blocks(lines: list[str]) -> Iterator[str]:
@@ -79,6 +79,8 @@ def _directive(name: str, title: str, lines: list[str]) -> Iterator[str]:
     elif name in ("figure", "image"):
         yield f"![{options.get('alt', '')}]({title})"
         yield from ("", *_blocks(lines))
+    elif name in ("solution", "solution-start"):
+        yield from (f"**Solution of {_reference(title)}.**", "", *_blocks(lines))
     elif name == "proof":
         yield from ("*Proof.*", *_blocks(lines), r"$\square$")
     else:
@@ -99,12 +101,17 @@ def _role(role: re.Match[str]) -> str:
         return f"({_slug(body)})"
     if name.startswith("cite"):
         return f"[{body}]"
-    kind = KINDS.get(body.partition("-")[0])
-    if kind and name in ("prf:ref", "numref", "ref"):
-        return f"{kind} ({_slug(body)})"
+    if name in ("prf:ref", "numref", "ref"):
+        return _reference(body)
     if name == "math":
         return f"${body}$"
     return f"`{body}`" if name.startswith(("glue", "eval")) else body
+
+
+def _reference(label: str) -> str:
+    """What a label points to: `Theorem (forward-marginal)`."""
+    kind = KINDS.get(label.partition("-")[0])
+    return f"{kind} ({_slug(label)})" if kind else label
 
 
 def _slug(label: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["Row", "load", "save", "table"]
+__all__ = ["Row", "load", "main", "save", "table"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,12 @@ class Row:
     started: float
     inputs: str  # a hash of the chapter's text and digest
     key: str  # the name of its entry in the cache
+
+
+def main(root: Path) -> int:
+    """The command `loom seconds`."""
+    print(table(root))
+    return 0
 
 
 def _file(root: Path) -> Path:
@@ -55,7 +61,3 @@ def table(root: Path) -> str:
         lines.append(f"{row.chapter:{width}}  {row.seconds:7.1f}  {budget}{over}")
     lines.append(f"{'together':{width}}  {sum(row.seconds for row in rows):7.1f}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(table(Path.cwd()))

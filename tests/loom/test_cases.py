@@ -38,7 +38,13 @@ def test_case(
     write_book: Callable[[dict[str, str]], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = write_book({name: text for name, text in files.items() if name.startswith("book/")})
+    root = write_book(
+        {
+            name: text
+            for name, text in files.items()
+            if name.startswith("book/")
+        }
+    )
     status = main(["-C", str(root), "tangle"])
     said = capsys.readouterr().err
     written = {
@@ -51,10 +57,29 @@ def test_case(
         assert (status, written) == (1, {})
         return
     assert (status, said) == (0, "")
-    wanted = {name: text for name, text in files.items() if not name.startswith("book/")}
+    wanted = {
+        name: text
+        for name, text in files.items()
+        if not name.startswith("book/")
+    }
     modules = {name for name in written if not name.endswith("__init__.py")}
-    assert wanted == {name: written[name] for name in written if name in wanted or name in modules}
+    assert wanted == {
+        name: written[name]
+        for name in written
+        if name in wanted or name in modules
+    }
     for verb in (["check", "--ignore", "D"], ["format", "--diff"]):
-        command = [sys.executable, "-m", "ruff", *verb, "--no-cache", "--config", str(SETTINGS), "."]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "ruff",
+            *verb,
+            "--no-cache",
+            "--config",
+            str(SETTINGS),
+            ".",
+        ]
+        done = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout

@@ -13,7 +13,9 @@ CITED = THEOREM.replace("One is one.", "One is one {cite:p}`euclid`.")
 VERIFY = "```{code-cell} python\n:verifies: thm-one\n\ndef test_one():\n    assert True\n```\n\n"
 REFUTE = VERIFY.replace("verifies", "refutes").replace("test_one", "test_two")
 DEFINITION = "```{prf:definition} Two\n:label: def-two\n\nTwo.\n```\n\n"
-CODE = "```{code-cell} python\n:tangle:\n:implements: def-two\n\nTWO = 2\n```\n"
+CODE = (
+    "```{code-cell} python\n:tangle:\n:implements: def-two\n\nTWO = 2\n```\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,10 @@ CODE = "```{code-cell} python\n:tangle:\n:implements: def-two\n\nTWO = 2\n```\n"
         (THEOREM + PROOF + VERIFY, "without a negative control"),
         (DEFINITION, "implemented by no code"),
         (DEFINITION + CODE, ""),
-        ("$$\n\\begin{align}\nx\n\\end{align}\n$$\n", "numbered otherwise in print"),
+        (
+            "$$\n\\begin{align}\nx\n\\end{align}\n$$\n",
+            "numbered otherwise in print",
+        ),
         ("$$\n\\begin{align*}\nx\n\\end{align*}\n$$\n", ""),
         ("See [this](#eq-one).\n", "breaks in print"),
     ],
@@ -43,3 +48,22 @@ def test_what_is_missing(
     problems = capsys.readouterr().err
     assert problems.count("\n") == (1 if said else 0)
     assert said in problems
+
+
+def test_hand_written_tests_count(
+    write_book: Callable[[dict[str, str]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    marked = (
+        "import pytest\n\n\n@pytest.mark.verifies('thm-one')\n@pytest.mark.refutes('thm-one')\n"
+        "def test_one():\n    assert True\n\n\n@pytest.mark.verifies('thm-none')\n"
+        "def test_none():\n    assert True\n"
+    )
+    chapter = {"book/diffusion/a.md": "# Chapter\n\n" + THEOREM + PROOF}
+    root = write_book({**chapter, "tests/diffusion/test_a.py": marked})
+    assert main(["-C", str(root), "check"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        said
+        == "tests/diffusion/test_a.py:10: L14 no chapter has the label 'thm-none'\n"
+    )

@@ -42,7 +42,13 @@ def test_super_means_the_superclass_of_the_first_class() -> None:
 
 @pytest.mark.parametrize(
     "decorator",
-    [torch.no_grad(), functools.cache, functools.partialmethod, property, functools.cached_property],
+    [
+        torch.no_grad(),
+        functools.cache,
+        functools.partialmethod,
+        property,
+        functools.cached_property,
+    ],
     ids=["no_grad", "cache", "partialmethod", "property", "cached_property"],
 )
 def test_super_survives_decorators(decorator) -> None:

@@ -29,7 +29,9 @@ MODULES = ("", " diffusion/a.py", " diffusion/b.py")
 @st.composite
 def chapters(draw: st.DrawFn) -> str:
     """A chapter of constants, functions and growing classes that use what stands above them."""
-    cells = ["import math\nimport operator as op\n\nfrom loom import continues"]
+    cells = [
+        "import math\nimport operator as op\n\nfrom loom import continues"
+    ]
     options = [""]
     known: dict[str, list[str]] = {"a": [], "b": []}
     classes: dict[str, str] = {}
@@ -39,13 +41,17 @@ def chapters(draw: st.DrawFn) -> str:
         side = "b" if module.endswith("b.py") else "a"
         above = known["a"] + (known["b"] if side == "b" else [])
         used = draw(st.sampled_from(above)) if above else "math.tau"
-        kind = draw(st.sampled_from(["constant", "function", "class", "continue"]))
+        kind = draw(
+            st.sampled_from(["constant", "function", "class", "continue"])
+        )
         if kind == "constant":
             code = f"C{i} = {used} * {draw(st.integers(-9, 9))}  # note {i}"
             known[side].append(f"C{i}")
         elif kind == "function":
             lines = draw(st.integers(0, 3))
-            body = "".join(f"    y = op.add(y, {used})\n\n" for _ in range(lines))
+            body = "".join(
+                f"    y = op.add(y, {used})\n\n" for _ in range(lines)
+            )
             code = f"# Above.\ndef f{i}(x=2.0):\n    y = x\n{body}    return y + {used}"
             known[side].append(f"f{i}()")
         elif kind == "class" or side not in classes:
@@ -76,8 +82,14 @@ def values(names: dict[str, Any]) -> dict[str, float]:
             found[name] = thing()
         elif name[0] == "K":
             found[name] = thing.base
-            methods = [m for m in vars(thing) if m.startswith("m") and m[1:].isdigit()]
-            found.update({f"{name}.{m}": getattr(thing(), m)() for m in methods})
+            methods = [
+                m
+                for m in vars(thing)
+                if m.startswith("m") and m[1:].isdigit()
+            ]
+            found.update(
+                {f"{name}.{m}": getattr(thing(), m)() for m in methods}
+            )
     return found
 
 
@@ -87,7 +99,9 @@ def test_modules_equal_cells(text: str) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         (folder / "book/diffusion").mkdir(parents=True)
-        (folder / "_toc.yml").write_text("root: book/index\nchapters:\n- file: book/diffusion/a\n")
+        (folder / "_toc.yml").write_text(
+            "root: book/index\nchapters:\n- file: book/diffusion/a\n"
+        )
         (folder / "book/index.md").write_text("# The book\n")
         (folder / "book/diffusion/a.md").write_text(text)
         assert main(["-C", str(folder), "tangle"]) == 0
@@ -99,15 +113,23 @@ def test_modules_equal_cells(text: str) -> None:
         sys.path.insert(0, str(folder))
         for path in sorted(tangle(book).modules):
             if path.endswith(("/a.py", "/b.py")):
-                module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-                package.update({name: vars(module)[name] for name in module.__all__})
+                module = importlib.import_module(
+                    path.removesuffix(".py").replace("/", ".")
+                )
+                package.update(
+                    {name: vars(module)[name] for name in module.__all__}
+                )
         assert values(package) == values(kernel)
         for path, module in tangle(book).modules.items():
             chapter = text.split("\n")
             for line in module.lines:
-                assert not line.number or chapter[line.number - 1] == line.text, path
+                assert (
+                    not line.number or chapter[line.number - 1] == line.text
+                ), path
     finally:
         sys.path = [p for p in sys.path if p != str(folder)]
-        for name in [n for n in sys.modules if n.partition(".")[0] == "tangled"]:
+        for name in [
+            n for n in sys.modules if n.partition(".")[0] == "tangled"
+        ]:
             del sys.modules[name]
         shutil.rmtree(folder)

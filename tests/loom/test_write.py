@@ -45,7 +45,9 @@ def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def test_a_second_run_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_writes_nothing(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = snapshot(root)
     capsys.readouterr()
     assert tangle(root) == 0
@@ -84,7 +86,9 @@ def test_a_hand_edit_is_never_overwritten(
     assert "SIZE = 4" in (root / MODULE).read_text()
 
 
-def test_check_shows_the_difference(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_shows_the_difference(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit(root / MODULE, "SIZE = 3", "SIZE = 5")
     assert check(root) == 1
     said = capsys.readouterr()
@@ -98,7 +102,9 @@ def test_a_file_of_somebody_else_is_in_the_way(
     (root / "tangled/diffusion/mine.py").write_text("x = 1\n")
     for verb in (tangle, check):
         assert verb(root) == 1
-        assert capsys.readouterr().err.startswith("tangled/diffusion/mine.py:1: L17")
+        assert capsys.readouterr().err.startswith(
+            "tangled/diffusion/mine.py:1: L17"
+        )
     assert (root / "tangled/diffusion/mine.py").read_text() == "x = 1\n"
 
 
@@ -179,12 +185,18 @@ def test_the_result_does_not_depend_on_the_hash_seed(root: Path) -> None:
     [
         (None, "_toc.yml:1: B01 there is no table of contents"),
         ("root: [", "_toc.yml:1: B03 this YAML does not parse"),
-        ("format: jb-book\n", "_toc.yml:1: B03 the table of contents names no root"),
+        (
+            "format: jb-book\n",
+            "_toc.yml:1: B03 the table of contents names no root",
+        ),
         ("root: book/none\n", "_toc.yml:1: B01 book/none.md does not exist"),
     ],
 )
 def test_a_broken_table_of_contents(
-    toc: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toc: str | None,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if toc is not None:
         (tmp_path / "_toc.yml").write_text(toc)

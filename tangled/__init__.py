@@ -1,0 +1,1 @@
+"""Signal from Noise: the code of the book, tangled from its chapters."""

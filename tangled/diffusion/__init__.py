@@ -1,0 +1,1 @@
+"""Diffusion from first principles."""

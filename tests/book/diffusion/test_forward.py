@@ -1,0 +1,350 @@
+"""Checks of the chapter “The forward process and its schedules”.
+
+Tangled from book/diffusion/forward.md.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+import sympy
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from tangled.diffusion.forward import (
+    diffuse,
+    forward_chain,
+    forward_step,
+    prior_term,
+    standard_score,
+    transition,
+)
+from tangled.diffusion.schedule import Schedule, per_sample
+
+
+def normal_density(x: Tensor, mean: float, variance: float) -> Tensor:
+    """Return the density of N(mean, variance) at x."""
+    square = (x - mean) ** 2 / variance
+    return torch.exp(-square / 2) / math.sqrt(2 * math.pi * variance)
+
+
+def test_independent_gaussians_add():
+    x = torch.linspace(-30, 30, 6001, dtype=torch.float64)
+    scaled = normal_density(x, 0.5 * 1.6, 0.25 * 0.36)  # 0.5 N(1.6, 0.36)
+    for y in (-1.0, 0.8, 2.5):
+        fresh = normal_density(y - x, 0.0, 0.75)
+        convolution = torch.trapezoid(scaled * fresh, x)
+        at = torch.tensor(y, dtype=torch.float64)
+        expected = normal_density(at, 0.8, 0.84)
+        torch.testing.assert_close(convolution, expected, rtol=1e-12, atol=0)
+
+
+def test_uncorrelated_is_not_enough():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(100_000, generator=generator, dtype=torch.float64)
+    coin = 2 * torch.randint(2, x.shape, generator=generator) - 1
+    total = x + coin * x
+    assert abs((x * coin * x).mean()) < 0.02  # uncorrelated
+    assert 0.49 < (total == 0).double().mean() < 0.51  # half its mass on 0
+
+
+def test_the_induction_step_is_an_identity():
+    alpha, before = sympy.symbols("alpha alpha_bar_before", positive=True)
+    variance = alpha * (1 - before) + (1 - alpha)
+    assert sympy.expand(variance - (1 - alpha * before)) == 0
+
+
+def test_the_recursion_meets_the_closed_form_at_every_step():
+    schedule = Schedule.linear(1000)
+    one, zero = torch.ones(1).double(), torch.zeros(1).double()
+    mean, variance = one, zero
+    for t in range(1, schedule.T + 1):
+        mean = forward_step(mean, t, zero, schedule)
+        variance = schedule.alpha[t] * variance + schedule.beta[t]
+        assert abs(mean - schedule.signal[t]) < 1e-14
+        assert abs(variance - schedule.noise_std[t] ** 2) < 1e-14
+
+
+def test_the_chain_has_the_law_of_the_jump():
+    schedule = Schedule.linear(1000)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.full((20_000,), 1.7, dtype=torch.float64)
+    x = next(islice(forward_chain(x0, schedule, generator), 250, None))
+    mean, std = 1.7 * schedule.signal[250], schedule.noise_std[250]
+    assert abs(standard_score(x, mean.item())) < 5
+    assert abs(standard_score((x - mean) ** 2, (std**2).item())) < 5
+
+
+def whitened(jump: Callable[..., Tensor]) -> Tensor:
+    """Return (x_t - a_t x_0) / noise_std_t for the digits, t = 1..1000."""
+    schedule = Schedule.linear(1000)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.tensor(load_digits().images / 8 - 1)
+    t = torch.randint(1, 1001, (len(x0),), generator=generator)
+    eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+    signal = per_sample(schedule.signal, t, x0)
+    noise_std = per_sample(schedule.noise_std, t, x0)
+    return ((jump(x0, t, eps, schedule) - signal * x0) / noise_std).flatten()
+
+
+def test_what_the_jump_adds_is_white_noise():
+    white = whitened(diffuse)
+    assert abs(standard_score(white, 0.0)) < 5
+    assert abs(standard_score(white**2, 1.0)) < 5
+
+
+def without_roots(x0, t, eps, schedule):
+    # CORRECT: alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+    alpha_bar = per_sample(schedule.alpha_bar, t, x0)
+    return alpha_bar * x0 + (1 - alpha_bar) * eps  # WRONG: powers
+
+
+def swapped(x0, t, eps, schedule):
+    signal = per_sample(schedule.signal, t, x0)
+    noise_std = per_sample(schedule.noise_std, t, x0)
+    return noise_std * x0 + signal * eps  # WRONG: at t = 0 this is pure noise
+
+
+def test_missing_roots_and_swapped_tables_are_caught():
+    for wrong in (without_roots, swapped):
+        assert abs(standard_score(whitened(wrong) ** 2, 1.0)) > 10
+
+
+def test_noise_must_be_fresh_in_every_step():
+    schedule = Schedule.linear(1000)
+    std = torch.zeros(1).double()
+    for t in range(1, schedule.T + 1):  # WRONG: eps = 1 stands for one noise
+        std = forward_step(std, t, torch.ones(1).double(), schedule)
+    assert std > 10 * schedule.noise_std[-1]
+
+
+def test_two_transitions_compose_to_one():
+    schedule = Schedule.linear(1000)
+    for r, s, t in [(0, 1, 2), (0, 300, 500), (7, 250, 1000), (40, 40, 41)]:
+        first, second = transition(schedule, r, s), transition(schedule, s, t)
+        scale, variance = transition(schedule, r, t)
+        through = second[0] ** 2 * first[1] + second[1]
+        torch.testing.assert_close(first[0] * second[0], scale)
+        torch.testing.assert_close(through, variance, rtol=1e-12, atol=1e-14)
+    start = transition(schedule, 0, 1000)
+    torch.testing.assert_close(start[0], schedule.signal[-1])
+    torch.testing.assert_close(start[1], schedule.noise_std[-1] ** 2)
+
+
+def test_the_marginal_variance_is_not_the_variance_of_a_transition():
+    schedule = Schedule.from_betas(
+        torch.tensor([1 - 0.81, 1 - 0.25 / 0.81], dtype=torch.float64)
+    )
+    scale, variance = transition(schedule, 1, 2)
+    wrong = schedule.noise_std[2] ** 2  # WRONG: the variance given x_0
+    before = schedule.noise_std[1] ** 2
+    assert abs(scale**2 * before + variance - 0.75) < 1e-12  # CORRECT
+    assert abs(scale**2 * before + wrong - 0.8086) < 1e-4
+
+
+def noise_weights(schedule: Schedule) -> Tensor:
+    """Return [T+1, T]: entry (t, s-1) is the weight of eps_s in x_t."""
+    rows = [torch.zeros(schedule.T).double()]
+    for t, unit in enumerate(torch.eye(schedule.T).double(), start=1):
+        rows.append(forward_step(rows[-1], t, unit, schedule))
+    return torch.stack(rows)
+
+
+def test_covariance_of_the_whole_path():
+    schedule = Schedule.linear(1000)
+    weights = noise_weights(schedule)
+    signal, variance = schedule.signal, schedule.noise_std**2
+    expected = torch.tril(signal[:, None] / signal * variance)
+    covariance = torch.tril(weights @ weights.T)
+    torch.testing.assert_close(covariance, expected, rtol=0, atol=1e-13)
+
+
+def test_covariance_of_simulated_chains():
+    schedule = Schedule.linear(1000)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.zeros(10_000).double()
+    xs, xt = islice(forward_chain(x0, schedule, generator), 300, 501, 200)
+    scale, _ = transition(schedule, 300, 500)
+    expected = (scale * schedule.noise_std[300] ** 2).item()
+    assert abs(standard_score(xs * xt, expected)) < 5
+
+
+def test_one_shared_noise_is_not_the_chain():
+    schedule = Schedule.linear(1000)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.zeros(10_000).double()
+    eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+    t = torch.full(x0.shape, 300)
+    xs = diffuse(x0, t, eps, schedule)
+    xt = diffuse(x0, t + 200, eps, schedule)  # WRONG as a path: same eps
+    scale, _ = transition(schedule, 300, 500)
+    expected = (scale * schedule.noise_std[300] ** 2).item()
+    assert abs(standard_score(xs**2, schedule.noise_std[300].item() ** 2)) < 5
+    assert standard_score(xs * xt, expected) > 20
+
+
+def test_covariance_recursion():
+    schedule = Schedule.linear(1000)
+    start = torch.tensor([[2.0, -0.7], [-0.7, 0.4]], dtype=torch.float64)
+    identity, covariance = torch.eye(2).double(), start
+    for t in range(1, schedule.T + 1):
+        step = schedule.alpha[t] * covariance + schedule.beta[t] * identity
+        covariance, power = step, schedule.alpha_bar[t]
+        expected = power * start + (1 - power) * identity
+        assert (covariance - expected).abs().max() < 1e-13
+
+
+def test_variance_of_diffused_digit_pixels():
+    schedule = Schedule.linear(1000)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.tensor(load_digits().images / 8 - 1).flatten()
+    pick = torch.randint(len(pixels), (100_000,), generator=generator)
+    eps = torch.randn(pick.shape, generator=generator, dtype=pixels.dtype)
+    for t in (0, 100, 250, 500):
+        x = diffuse(pixels[pick], torch.full_like(pick, t), eps, schedule)
+        power, spread = schedule.alpha_bar[t], pixels.var(correction=0)
+        squares = (x - schedule.signal[t] * pixels.mean()) ** 2
+        expected = (power * spread + 1 - power).item()
+        assert abs(standard_score(squares, expected)) < 5
+
+
+def variance_spread(jump: Callable[..., Tensor]) -> float:
+    """Return how much the pixel variance of the digits varies over t."""
+    schedule = Schedule.linear(1000)
+    generator = torch.Generator().manual_seed(0)
+    x0, variances = torch.tensor(load_digits().images / 8 - 1), []
+    for step in range(0, 1001, 50):
+        t = torch.full((len(x0),), step)
+        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        variances.append(jump(x0, t, eps, schedule).var())
+    return torch.stack(variances).std().item()
+
+
+def test_constancy_of_variance_is_the_wrong_test():
+    assert variance_spread(diffuse) > 0.1  # rejects the correct code
+    # and accepts code that adds no noise at all
+    assert variance_spread(lambda x0, t, eps, schedule: x0) == 0
+
+
+def test_noise_that_depends_on_the_data_is_caught():
+    def dependent(x0, t, eps, schedule):
+        return diffuse(x0, t, (eps + x0) / 2**0.5, schedule)  # WRONG
+
+    assert abs(standard_score(whitened(dependent), 0.0)) > 20
+
+
+def test_snr_falls_strictly_on_random_schedules():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        beta = torch.rand(50, generator=generator, dtype=torch.float64)
+        schedule = Schedule.from_betas(beta.clamp(1e-6, 0.9))
+        assert schedule.snr[0] == torch.inf
+        assert schedule.snr[-1] > 0
+        assert (schedule.snr.diff() < 0).all()
+        assert (schedule.half_log_snr.diff() < 0).all()
+        assert (schedule.phi.diff() > 0).all()
+        torch.testing.assert_close(schedule.phi.cos(), schedule.signal)
+
+
+def test_a_step_without_noise_stops_the_fall_and_is_refused():
+    beta = torch.tensor([0.1, 0.0, 0.2], dtype=torch.float64)
+    power = (1 - beta).cumprod(0)
+    assert not (power.diff() < 0).all()  # the strict test notices
+    assert (power.diff() <= 0).all()  # the loose test does not
+    with pytest.raises(ValueError, match=r"but beta\[2\] = 0.0"):
+        Schedule.from_betas(beta)
+
+
+def test_a_table_that_is_off_by_one_is_caught():
+    schedule = Schedule.linear(1000)
+    table = schedule.alpha_bar[1:]  # as other libraries store it: index t - 1
+    assert table[1] == schedule.alpha_bar[2]  # WRONG: step 1 reads step 2
+    assert (1 - table[1]) / schedule.noise_std[1] ** 2 > 2  # twice the noise
+    assert table[0 - 1] == schedule.alpha_bar[1000]  # WRONG: x_0 is all noise
+
+
+def test_the_right_table_leaves_the_data_alone():
+    schedule = Schedule.linear(1000)
+    x0, eps = torch.ones(3, 2).double(), torch.full((3, 2), 9.0).double()
+    assert torch.equal(diffuse(x0, torch.zeros(3).long(), eps, schedule), x0)
+    for t in (-1, 1001):
+        with pytest.raises(ValueError, match=r"t must lie in 0\.\.1000"):
+            diffuse(x0, torch.full((3,), t), eps, schedule)
+
+
+def gaussian_kl(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor):
+    """Return KL(N(mean1, cov1) || N(mean2, cov2)) in nats."""
+    gap = mean2 - mean1
+    trace = torch.linalg.solve(cov2, cov1).trace()
+    square = gap @ torch.linalg.solve(cov2, gap)
+    logdets = torch.logdet(cov2) - torch.logdet(cov1)
+    return (trace + square - len(gap) + logdets) / 2
+
+
+def test_divergence_against_quadrature():
+    x = torch.linspace(-20, 20, 8001, dtype=torch.float64)
+    p, q = normal_density(x, 0.3, 0.49), normal_density(x, -1.1, 3.61)
+    numbers = torch.tensor([0.3, 0.49, -1.1, 3.61], dtype=torch.float64)
+    mean1, cov1, mean2, cov2 = numbers.reshape(4, 1)
+    integral = torch.trapezoid(p * (p / q).log(), x)
+    closed = gaussian_kl(mean1, cov1[None], mean2, cov2[None])
+    torch.testing.assert_close(integral, closed, rtol=1e-12, atol=0)
+
+
+def test_the_order_of_the_two_laws_matters():
+    one, three = torch.eye(2).double(), 3 * torch.eye(2).double()
+    zero = torch.zeros(2).double()
+    there = gaussian_kl(zero, one, zero, three)
+    back = gaussian_kl(zero, three, zero, one)
+    assert abs(there - 0.432) < 1e-3
+    assert abs(back - 0.901) < 1e-3
+
+
+def test_prior_term_against_quadrature():
+    beta = torch.tensor([0.36, 0.75], dtype=torch.float64)
+    schedule = Schedule.from_betas(beta)
+    x = torch.linspace(-14, 14, 5601, dtype=torch.float64)
+    data = torch.tensor([2.0, -2.0]).double()  # two equally likely points
+    prior = normal_density(x, 0.0, 1.0)
+    given = [normal_density(x, 0.4 * x0, 0.84) for x0 in data.tolist()]
+    mixed = (given[0] + given[1]) / 2
+    gap = [torch.trapezoid(q * (q / prior).log(), x) for q in given]
+    known = [torch.trapezoid(q * (q / mixed).log(), x) for q in given]
+    average = torch.trapezoid(mixed * (mixed / prior).log(), x)
+    exact = prior_term(data, schedule)
+    torch.testing.assert_close(exact, torch.stack(gap), rtol=1e-10, atol=0)
+    torch.testing.assert_close(  # the identity behind the bound
+        exact.mean(), average + (known[0] + known[1]) / 2, rtol=1e-10, atol=0
+    )
+
+
+def test_forgetting_the_logarithm_or_the_sum_is_caught():
+    beta = torch.tensor([0.36, 0.75], dtype=torch.float64)
+    schedule = Schedule.from_betas(beta)
+    x0 = torch.full((1, 3), 2.0, dtype=torch.float64)
+    exact, power = prior_term(x0, schedule), schedule.alpha_bar[-1]
+    means_only = power * x0.square().sum(1) / 2  # WRONG: equal variances
+    averaged = prior_term(x0[:, :1], schedule)  # WRONG: mean over D, not sum
+    assert (means_only - exact).abs() > 0.01
+    torch.testing.assert_close(exact, 3 * averaged)
+
+
+def test_the_bound_is_not_an_equality():
+    beta = torch.tensor([0.36, 0.75], dtype=torch.float64)
+    schedule = Schedule.from_betas(beta)
+    x = torch.linspace(-14, 14, 5601, dtype=torch.float64)
+    mixed = (normal_density(x, 0.8, 0.84) + normal_density(x, -0.8, 0.84)) / 2
+    prior = normal_density(x, 0.0, 1.0)
+    average = torch.trapezoid(mixed * (mixed / prior).log(), x)
+    assert average < prior_term(torch.tensor([2.0]).double(), schedule) - 0.1
+
+
+def test_a_short_chain_with_the_long_range_does_not_reach_noise():
+    x0 = torch.tensor(load_digits().images / 8 - 1)
+    full = prior_term(x0, Schedule.linear(1000)).mean()
+    short = prior_term(x0, Schedule.linear(100)).mean()  # WRONG
+    scaled = prior_term(x0, Schedule.linear(100, 1e-3, 0.2)).mean()  # CORRECT
+    assert short > 5000 * full
+    assert scaled < full
