@@ -1,0 +1,125 @@
+"""`loom pdf`: the book in print, `_build/latex/signal-from-noise.pdf`.
+
+LaTeX runs only when what it reads changed; its log is then held to what a printed page needs.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from loom.book import read
+from loom.tangle import tangle
+from loom.weave.state import State, digest, inputs, jupyter_book
+
+__all__ = ["build", "failure", "faults"]
+
+NAME = "signal-from-noise"
+TOOLS = ("latexmk", "xelatex", "makeindex")
+WIDEST = 5.0  # points that a line may stick out into the margin
+LATEXMK = ("latexmk", "-pdfxe", "-dvi-", "-ps-", "-interaction=nonstopmode", "-halt-on-error")
+
+UNDEFINED = re.compile(
+    r"LaTeX Warning: (?:Hyper reference|Reference|Citation) [`'](.*?)'.*undefined"
+)
+MULTIPLE = re.compile(r"LaTeX Warning: Label [`'](.*?)' multiply defined")
+MISSING = re.compile(r"Missing character: There is no (.*?) \((U\+\w+)\) in font ([^/:!]*)")
+OVERFULL = re.compile(r"Overfull \\hbox \(([\d.]+)pt too wide\)")
+AT = re.compile(r"(?:at lines? |on input line )(\d+)")
+DOCUMENT = re.compile(r"\\label\{\\detokenize\{(book/[^:}]+)")
+FAILED = re.compile(r"^! (.*?)\.?$.*?^l\.(\d+) (.*?)$", re.MULTILINE | re.DOTALL)
+
+
+def build(root: Path) -> int:
+    """Build the printed book if anything that it is made from changed; 0 if it is there."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        print(f"{missing[0]} is missing: install the packages of apt-book.txt", file=sys.stderr)
+        return 1
+    folder = root / "_build/latex"
+    pdf = folder / f"{NAME}.pdf"
+    state, now = State(root, "pdf"), inputs(root)
+    if pdf.is_file() and state.matches(now):
+        print(f"{pdf.relative_to(root)} is up to date")
+        return 0
+    tangle(read(root))  # whatever is wrong with a chapter is said first, and plainly
+    state.forget()
+    if code := jupyter_book(root, "latex"):
+        print("the PDF was not built: what stopped it stands above", file=sys.stderr)
+        return code
+    files = [file for file in sorted(folder.iterdir()) if is_source(file)]
+    latex, sources = State(root, "latex"), digest(root, files)
+    if not (pdf.is_file() and latex.matches(sources)):
+        # After a failure latexmk would take the broken files for what it had to make.
+        again = () if latex.file.is_file() else ("-g",)
+        latex.forget()
+        if code := typeset(folder, again):
+            return code
+        latex.keep(sources)
+    state.keep(now)
+    print(pdf.relative_to(root))
+    return 0
+
+
+def is_source(file: Path) -> bool:
+    """Tell what xelatex reads from what it writes."""
+    return file.suffix in {".tex", ".sty", ".cls", ".png", ".jpg"} or (
+        file.suffix == ".pdf" and file.stem != NAME
+    )
+
+
+def typeset(folder: Path, options: tuple[str, ...]) -> int:
+    """Run latexmk and judge its log."""
+    # Messages of any length on one line, so that they can be read.
+    environment = {**os.environ, "max_print_line": "10000", "error_line": "254"}
+    command = [*LATEXMK, *options, f"{NAME}.tex"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+    log = (folder / f"{NAME}.log").read_text(encoding="utf-8", errors="replace")
+    source = (folder / f"{NAME}.tex").read_text(encoding="utf-8").splitlines()
+    if result.returncode:
+        reason = failure(log, source) or result.stderr.decode(errors="replace").strip()[-300:]
+        print(f"_build/latex/{NAME}.tex: {reason}", file=sys.stderr)
+        return 1
+    found = list(dict.fromkeys(faults(log, source)))
+    for fault in found:
+        print(f"_build/latex/{NAME}.tex: {fault}", file=sys.stderr)
+    return 1 if found else 0
+
+
+def failure(log: str, source: list[str]) -> str:
+    """The error that ended the run, with what stood last before it; "" if there was none."""
+    if not (error := FAILED.search(log)):
+        return ""
+    number = int(error[2])
+    return f"{chapter(source, number)}, line {number}, {error[1]}: {error[3].strip()}"
+
+
+def faults(log: str, source: list[str]) -> Iterator[str]:
+    """What would be wrong on paper, one line each."""
+    for line in log.splitlines():
+        if match := MISSING.search(line):
+            yield f"the font {match[3].strip()} has no {match[1]} ({match[2]})"
+        elif match := UNDEFINED.search(line):
+            yield f"the reference to '{match[1]}' leads nowhere"
+        elif match := MULTIPLE.search(line):
+            yield f"the label '{match[1]}' stands twice"
+        elif (match := OVERFULL.search(line)) and float(match[1]) > WIDEST:
+            place = AT.search(line)
+            number = int(place[1]) if place else 0
+            width = f"sticks out by {float(match[1]):.0f} pt"
+            yield f"{chapter(source, number)}, line {number}, {width}: {quote(source, number)}"
+
+
+def chapter(source: list[str], number: int) -> str:
+    """The document that a line of the LaTeX file comes from, by the last label before it."""
+    before = (DOCUMENT.search(line) for line in reversed(source[:number]))
+    return next((match[1] for match in before if match), "the first pages")
+
+
+def quote(source: list[str], number: int) -> str:
+    """The end of what stands there."""
+    words = " ".join(line.strip() for line in source[max(number - 4, 0) : number])
+    return words[-120:]

@@ -1,0 +1,102 @@
+"""What the pages tell the build as they are read, and which pages it makes stale.
+
+Sphinx keeps the pages that it has read. A page is written again when a note on it changes: when
+code elsewhere implements its theorem, a test of it ran, or what it refers to has a new number.
+"""
+
+# mypy: disallow-subclassing-any=False
+
+from typing import cast
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.environment.collectors import EnvironmentCollector
+
+from loom.weave.exercises import Solutions
+from loom.weave.numbers import locate
+from loom.weave.provenance import Label
+from loom.weave.source import source
+
+__all__ = ["Passed", "passed", "stale"]
+
+PASSED = "passed: "
+# Stands for all exercises among the targets of a page that lists them.
+EXERCISES = "(exercises)"
+
+
+class Passed(EnvironmentCollector):
+    """Collects, as pages are read, the tests that ran in them and the labels they refer to."""
+
+    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+        passed(env).pop(docname, None)
+        referred(env).pop(docname, None)
+
+    def merge_other(
+        self, app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment
+    ) -> None:
+        for docname in docnames:
+            passed(env)[docname] = passed(other)[docname]
+            referred(env)[docname] = referred(other)[docname]
+
+    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
+        names: set[str] = set()
+        for cell in doctree.findall(nodes.container):
+            if cell.get("nb_element") == "cell_code_output":
+                for block in cell.findall(nodes.literal_block):
+                    for line in block.astext().splitlines():
+                        if line.startswith(PASSED):
+                            names.update(line.removeprefix(PASSED).split(", "))
+        passed(app.env)[app.env.docname] = names
+        targets = {node["reftarget"] for node in doctree.findall(addnodes.pending_xref)}
+        if next(doctree.findall(Solutions), None) is not None:
+            targets.add(EXERCISES)
+        referred(app.env)[app.env.docname] = targets
+
+
+def passed(env: BuildEnvironment) -> dict[str, set[str]]:
+    if not hasattr(env, "weave_passed"):
+        env.weave_passed = {}
+    return cast("dict[str, set[str]]", env.weave_passed)
+
+
+def referred(env: BuildEnvironment) -> dict[str, set[str]]:
+    if not hasattr(env, "weave_referred"):
+        env.weave_referred = {}
+    return cast("dict[str, set[str]]", env.weave_referred)
+
+
+def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Pages whose notes, or whose references' numbers, are not those they were written with."""
+    if app.builder.format != "html":
+        return []
+    notes = source(app).notes
+    places = {name: locate(env, name) for name in labelled(env)}
+    now: dict[str, str] = {}
+    for docname in env.found_docs:
+        cells = sorted(notes.cells.get(docname, {}).items())
+        here = [name for name, place in places.items() if place and place.docname == docname]
+        targets = referred(env).get(docname, set()) | {
+            part.name
+            for _, entries in cells
+            for _, note in entries
+            for part in note
+            if isinstance(part, Label)
+        }
+        if EXERCISES in targets:
+            targets |= {name for name in places if name.startswith("ex-")}
+        written = (
+            cells,
+            [notes.note(name, passed(env)) for name in here],
+            [(target, locate(env, target)) for target in sorted(targets)],
+        )
+        now[docname] = repr(written)
+    before = getattr(env, "weave_written", {})
+    env.weave_written = now
+    return [docname for docname in now if before.get(docname) != now[docname]]
+
+
+def labelled(env: BuildEnvironment) -> list[str]:
+    """Every label that a note can stand under."""
+    return sorted([*env.domaindata["prf"]["labels"], *env.domaindata["math"]["objects"]])

@@ -1,0 +1,39 @@
+"""The book as loom reads it, at hand for whatever weaves a page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+from loom.book import Book, read
+from loom.errors import Problems
+from loom.tangle import Tangled, tangle
+from loom.weave.provenance import Map, chart
+
+__all__ = ["Source", "load", "source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The chapters, what they are tangled into, and the notes that follow from both."""
+
+    book: Book
+    tangled: Tangled
+    notes: Map
+
+
+def load(app: Sphinx) -> None:
+    """Read and tangle the book once a build; what is wrong with it is one line each."""
+    try:
+        book = read(Path(app.srcdir))
+        tangled = tangle(book)
+    except Problems as problems:
+        raise ExtensionError(str(problems)) from None
+    app.loom_source = Source(book, tangled, chart(book, tangled))
+
+
+def source(app: Sphinx) -> Source:
+    """The book of this build."""
+    return cast(Source, app.loom_source)

@@ -1,0 +1,105 @@
+"""The site in a browser: nothing fails, nothing is fetched from elsewhere, all of it fits."""
+
+import pytest
+
+from tests.site.conftest import visit
+
+
+@pytest.fixture
+def quiet_page(browser, address):
+    """A page that collects whatever goes wrong; it must be nothing."""
+    context = browser.new_context()
+    page = context.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "console",
+        lambda m: (
+            wrong.append(m.text) if m.type in ("error", "warning") else None
+        ),
+    )
+    # Leaving a page aborts what it still loads; that is no failure.
+    page.on(
+        "requestfailed",
+        lambda r: (
+            None
+            if "ABORTED" in r.failure
+            else wrong.append(f"{r.failure}: {r.url}")
+        ),
+    )
+    page.on(
+        "request",
+        lambda r: (
+            None
+            if r.url.startswith((address, "data:"))
+            else wrong.append(r.url)
+        ),
+    )
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def test_pages_load_without_errors_and_from_here_alone(
+    site, address, quiet_page
+):
+    for path in site.pages:
+        visit(quiet_page, f"{address}/{path}")
+
+
+def test_formulas_are_rendered(site, address, quiet_page):
+    for path, page in site.written.items():
+        written = len(page.select("span.math, div.math"))
+        visit(quiet_page, f"{address}/{path}")
+        assert quiet_page.locator("mjx-container").count() >= written
+        assert (
+            quiet_page.locator("mjx-merror, [data-mjx-error]").count() == 0
+        ), path
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_sticks_out(site, address, browser, theme, width):
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=theme
+    )
+    page = context.new_page()
+    for path in site.pages:
+        visit(page, f"{address}/{path}")
+        assert (
+            page.evaluate("document.documentElement.dataset.theme") == theme
+        )
+        shown, room = page.evaluate(
+            "[document.documentElement.scrollWidth, innerWidth]"
+        )
+        assert shown <= room, f"{path} is {shown} px wide in {room} px"
+    context.close()
+
+
+def test_search_finds_a_theorem_by_its_name(site, address, quiet_page):
+    path, name = next(
+        (path, name.get_text())
+        for path, page in site.chapters.items()
+        for name in page.select(".statement.theorem .statement-name")
+    )
+    quiet_page.goto(f"{address}/search.html?q={name.replace(' ', '+')}")
+    quiet_page.wait_for_selector("#search-results li a")
+    found = quiet_page.locator("#search-results li a").evaluate_all(
+        "a => a.map(x => x.href)"
+    )
+    assert any(path in link for link in found)
+
+
+def test_a_solution_unfolds_by_keyboard(site, address, quiet_page):
+    path = next(
+        path
+        for path, page in site.chapters.items()
+        if page.select("details.answer")
+    )
+    visit(quiet_page, f"{address}/{path}")
+    quiet_page.locator("details.answer > summary").first.focus()
+    quiet_page.keyboard.press("Enter")
+    assert (
+        quiet_page.locator("details.answer").first.get_attribute("open")
+        is not None
+    )

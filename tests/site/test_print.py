@@ -1,0 +1,108 @@
+"""The print edition: fonts, references, what its log says, the order of its parts."""
+
+import re
+import subprocess
+
+import pypdf
+
+from loom.weave.pdf import faults
+from tests.site.conftest import LATEX
+
+# Matplotlib takes the symbols that DejaVu lacks from its Computer Modern.
+FAMILIES = (
+    "TeXGyrePagella",
+    "TeXGyreHeros",
+    "DejaVuSansMono",
+    "DejaVuSans",
+    "Cm",
+)
+
+
+def test_fonts_are_embedded_and_of_one_family(pdf):
+    listed = subprocess.run(
+        ["pdffonts", pdf], check=True, capture_output=True, text=True
+    ).stdout
+    lines = listed.splitlines()[2:]
+    assert lines
+    for line in lines:
+        assert line[-26:].split()[0] == "yes", f"not embedded: {line}"
+    names = {re.sub(r"^[A-Z]{6}\+", "", line.split()[0]) for line in lines}
+    assert {n for n in names if not n.startswith(FAMILIES)} == set()
+    assert any("PagellaMath" in name for name in names)
+
+
+def test_log_has_no_fault():
+    log = (LATEX / "signal-from-noise.log").read_text(
+        "utf-8", errors="replace"
+    )
+    source = (LATEX / "signal-from-noise.tex").read_text("utf-8").splitlines()
+    assert list(faults(log, source)) == []
+
+
+def test_no_reference_is_open(printed):
+    assert "??" not in printed
+    assert "�" not in printed
+
+
+def test_no_address_of_a_page_is_printed(printed):
+    assert not re.search(r"\.html\b|#code-", printed)
+
+
+def test_parts_stand_in_their_order(pdf):
+    reader = pypdf.PdfReader(pdf)
+    titles = [
+        item.title for item in reader.outline if not isinstance(item, list)
+    ]
+    top = " ".join(titles)
+    order = ["Preface", "Diffusion", "Appendices", "References", "Index"]
+    nested = [str(item) for item in reader.outline]
+    places = [
+        next((i for i, t in enumerate(nested) if name in t), -1)
+        for name in order
+    ]
+    assert -1 not in places, (order, top)
+    assert places == sorted(places)
+    text = "\n".join(page.extract_text() for page in reader.pages[:2])
+    assert "Signal from Noise" in text
+    assert "the Signal from Noise authors" in text
+    assert "CC BY 4.0" in text
+
+
+def test_every_solution_is_printed_behind_its_exercise(site, printed):
+    exercises = [
+        " ".join(tag.get_text().split())
+        for page in site.written.values()
+        for tag in page.select("div.exercise .statement-kind")
+    ]
+    assert exercises
+    for exercise in exercises:
+        assert (
+            len(
+                re.findall(
+                    rf"^{re.escape(exercise)}\b", printed, re.MULTILINE
+                )
+            )
+            >= 2
+        )
+
+
+def test_code_can_be_copied(pdf):
+    """The lines of a tangled module stand in the text of the PDF, letter by letter."""
+    command = ["pdftotext", "-layout", str(pdf), "-"]
+    text = subprocess.run(
+        command, check=True, capture_output=True
+    ).stdout.decode()
+    source = (LATEX / "signal-from-noise.tex").read_text("utf-8")
+    assert source.count("Verbatim") > 0
+    names = re.findall(r"tangled/(\S+?\.py)", text)
+    assert names
+    root = LATEX.parents[1] / "tangled"
+    squeezed = re.sub(r"\s+", "", text)
+    for name in set(names):
+        body = [
+            line.strip()
+            for line in (root / name).read_text("utf-8").splitlines()
+            if line.startswith("def ")
+        ]
+        for line in body:
+            assert re.sub(r"\s+", "", line) in squeezed, f"{name}: {line}"
