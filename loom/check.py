@@ -57,9 +57,8 @@ def _unmet(
 
 def _lint(chapter: Chapter) -> Iterator[Problem]:
     """Markup that builds without a warning and is wrong all the same."""
-    code = {line.number for cell in chapter.cells for line in cell.lines}
     for number, text in enumerate(chapter.text.split("\n"), 1):
-        if number in code:
+        if number in chapter.shown:
             continue
         if match := NUMBERS_DIFFER.search(text):
             sentence = f"'{match[1]}' is numbered otherwise in print: use '{match[1]}*'"

@@ -7,6 +7,7 @@ figures and tables carry one; prose, proofs and tests refer to it.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from loom.book import Book, Chapter
 from loom.errors import Problem, Problems
@@ -31,7 +32,10 @@ KINDS = {
 # Kinds of results that ask for a proof and for checks.
 PROVED = frozenset({"lem", "prop", "thm", "cor"})
 
-FENCE = re.compile(r"(?P<mark>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}\s*(?P<title>.*)$")
+# Options by which a directive gets its label.
+NAMING = ("label", "name")
+
+FENCE = re.compile(r"(?P<mark>`{3,}|~{3,}|:{3,})\{(?P<name>[\w:-]+)\}\s*(?P<title>.*)$")
 OPTION = re.compile(r":(?P<key>[\w-]+):\s*(?P<value>.*)$")
 EQUATION = re.compile(r"\$\$\s*\((?P<name>[\w:-]+)\)\s*$")
 CITATION = re.compile(r"\{cite(:\w+)?\}")
@@ -84,11 +88,10 @@ def _labels(chapter: Chapter) -> Iterator[tuple[Label, str]]:
         figure = options.get("figure") if isinstance(options, dict) else None
         if isinstance(figure, dict) and "name" in figure:
             yield label(str(figure["name"]), "", cell.line), "fig"
-    code = {line.number for cell in chapter.cells for line in cell.lines}
     lines = chapter.text.split("\n")
     results: list[tuple[Label, str]] = []
     for number, text in enumerate(lines, 1):
-        if number in code:
+        if number in chapter.shown:
             continue
         if match := EQUATION.search(text):
             yield label(match["name"], "", number), "eq"
@@ -99,14 +102,8 @@ def _labels(chapter: Chapter) -> Iterator[tuple[Label, str]]:
             results[-1] = (label(last.name, last.title, last.line, True), wanted)
         wanted = KINDS.get(match["name"], "")
         body = _body(lines, number, match["mark"])
-        name = next(
-            (
-                o["value"].strip()
-                for o in map(OPTION.match, body)
-                if o and o["key"] in ("label", "name")
-            ),
-            "",
-        )
+        options = takewhile(bool, map(OPTION.match, body))
+        name = next((o["value"].strip() for o in options if o and o["key"] in NAMING), "")
         if wanted and name:
             cited = bool(CITATION.search("\n".join([match["title"], *body])))
             entry = label(name, match["title"].strip(), number, cited), wanted

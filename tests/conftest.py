@@ -43,13 +43,27 @@ def write_book(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
 
     def write(files: dict[str, str]) -> Path:
         pages = [name for name in files if name.startswith("book/")]
-        toc = ["format: jb-book", "root: book/index", "parts:", "  - caption: A part"]
-        toc += ["    chapters:", *(f"      - file: {name.removesuffix('.md')}" for name in pages)]
-        made = {"_toc.yml": "\n".join(toc) + "\n", "book/index.md": "# The book\n", **files}
+        toc = [
+            "format: jb-book",
+            "root: book/index",
+            "parts:",
+            "  - caption: A part",
+        ]
+        toc += [
+            "    chapters:",
+            *(f"      - file: {name.removesuffix('.md')}" for name in pages),
+        ]
+        made = {
+            "_toc.yml": "\n".join(toc) + "\n",
+            "book/index.md": "# The book\n",
+            **files,
+        }
         for name, text in made.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            front = FRONT if name in pages and not text.startswith("---") else ""
+            front = (
+                FRONT if name in pages and not text.startswith("---") else ""
+            )
             path.write_text(front + text)
         return tmp_path
 

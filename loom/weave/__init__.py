@@ -23,6 +23,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         layout,
         macros,
         modules,
+        nobreak,
         pages,
         results,
         source,
@@ -45,6 +46,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(layout.Parts)
     app.add_post_transform(layout.LongTables)
     app.add_node(captions.Provenance, html=(pages.visit_provenance, pages.depart_provenance))
+    app.add_post_transform(nobreak.KeepTogether)
     app.add_env_collector(results.Passed)
     app.add_post_transform(captions.Annotate)
     app.connect("builder-inited", source.load)

@@ -11,7 +11,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from loom.weave import provenance
 from loom.weave.numbers import locate
-from loom.weave.provenance import Code, Label, Module, Name, Note, Part
+from loom.weave.provenance import Code, Label, Map, Module, Name, Note, Part
 from loom.weave.results import passed
 from loom.weave.source import source
 from loom.weave.statements import Statement
@@ -48,8 +48,21 @@ class Annotate(SphinxPostTransform):
                 statement += self.written(note, "statement", statement["docname"])
         for equation in list(self.document.findall(nodes.math_block)):
             label = equation.get("label")
-            if label and (note := charted.note(label, results)):
+            note = charted.note(label, results) if label else ()
+            if note and not self.said_below(equation, note, charted, results):
                 self.put_after(equation, note, "equation")
+
+    def said_below(
+        self, equation: nodes.Node, note: Note, charted: Map, results: dict[str, set[str]]
+    ) -> bool:
+        """Tell whether an equation stands in a statement whose own note says the same."""
+        parent = equation.parent
+        while parent is not None and not isinstance(parent, Statement):
+            parent = parent.parent
+        if parent is None:
+            return False
+        named = {part for part in note if isinstance(part, Name)}
+        return named <= set(charted.note(parent["label"], results))
 
     def home(self, node: nodes.Node | None) -> str:
         """The document that a node comes from; in print, all are one tree."""

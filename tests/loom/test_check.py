@@ -67,3 +67,28 @@ def test_hand_written_tests_count(
         said
         == "tests/diffusion/test_a.py:10: L14 no chapter has the label 'thm-none'\n"
     )
+
+
+def test_a_hand_written_test_that_does_not_parse(
+    write_book: Callable[[dict[str, str]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = (
+        "import pytest\n\n\n@pytest.mark.slow\ndef test_one(:\n    pass\n"
+    )
+    chapter = {"book/diffusion/a.md": "# Chapter\n"}
+    root = write_book({**chapter, "tests/diffusion/test_a.py": broken})
+    assert main(["-C", str(root), "check"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "tests/diffusion/test_a.py:5: L02"
+    )
+
+
+def test_an_example_of_markup_is_not_judged(
+    write_book: Callable[[dict[str, str]], Path],
+) -> None:
+    example = (
+        "````md\n" + THEOREM + "\\begin{align}\n````\n\n% \\begin{align}\n"
+    )
+    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + example})
+    assert main(["-C", str(root), "check"]) == 0

@@ -1,5 +1,9 @@
-"""Random books: the tangled modules do what the cells did when they were run one after another."""
+"""Random books: the tangled modules do what the cells did when they were run one after another.
 
+And random damage to a chapter: loom makes modules of it or says what is wrong, one line each.
+"""
+
+import ast
 import importlib
 import shutil
 import sys
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 
 from loom.__main__ import main
 from loom.book import read
+from loom.errors import Problems
 from loom.tangle import tangle
 
 FRONT = """\
@@ -133,3 +138,141 @@ def test_modules_equal_cells(text: str) -> None:
         ]:
             del sys.modules[name]
         shutil.rmtree(folder)
+
+
+WHOLE = (
+    FRONT
+    + """\
+```{code-cell} python
+import math
+
+from loom import continues
+```
+
+````{prf:theorem} One
+:label: thm-one
+
+$$
+x
+$$ (eq-one)
+````
+
+```{code-cell} python
+---
+tangle: diffusion/b.py
+tags: [hide-input]
+---
+# Above.
+@math.log2
+class Net:
+    \"\"\"A net.\"\"\"
+
+    size: int = math.floor(2.5)
+
+    def f(self, y: "Net" = None, *z: int) -> list[int]:
+        return [i for i in z if (n := i)]
+```
+
+```{code-cell} python
+:tangle: diffusion/b.py
+:implements: eq-one
+
+@continues(Net)
+class Net:
+    @property
+    def g(self) -> str:
+        \"\"\"Return g.\"\"\"
+        return f\'\'\'
+{self!r:>{math.e}}\'\'\'
+```
+
+```{code-cell} python
+:verifies: thm-one
+
+def test_one() -> None:
+    assert Net().g
+```
+
+```{code-cell} python
+%time x = 3
+for i in range(x):
+    pass
+```
+"""
+)
+MARKS = (
+    *"()[]{}:'\"\\`#@=%!\n\t \f\r\0\u2028é$-*&|<1",
+    *(
+        "```",
+        "---",
+        "$$",
+        '"""',
+        ":::",
+        "{code-cell}",
+        "    ",
+        "# ",
+        "lambda: ",
+        "class ",
+    ),
+    *(
+        "import ",
+        "from x import *",
+        "return ",
+        "await ",
+        "nonlocal x",
+        "global Net",
+        "del ",
+    ),
+    *(
+        "@continues(Net)\n",
+        ":tangle: ",
+        "tangle: ",
+        "&a ",
+        "*a",
+        "2024-02-31",
+        "\ufeff",
+    ),
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    """A chapter with a few lines moved, lost, doubled or changed."""
+    lines = WHOLE.split("\n")
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(lines) - 1))
+        other = draw(st.sampled_from(lines))
+        cut = draw(st.integers(0, len(lines[at])))
+        begin, end = lines[at][:cut], lines[at][cut:]
+        mark = draw(st.sampled_from(MARKS))
+        lines[at : at + 1] = draw(
+            st.sampled_from(
+                [
+                    [],
+                    [begin],
+                    [end],
+                    [begin + mark + end],
+                    [other],
+                    [other, begin + end],
+                ]
+            )
+        )
+        lines = lines or [""]
+    return "\n".join(lines)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=damaged())
+def test_damage_is_reported(text: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "_toc.yml").write_text("root: a\n")
+        (folder / "a.md").write_text(text)
+        try:
+            modules = tangle(read(folder)).modules
+        except Problems as problems:
+            for line in str(problems).split("\n"):
+                assert line.startswith(("a.md:", "_toc.yml:"))
+        else:
+            for path, module in modules.items():
+                ast.parse(module.text, path)
