@@ -142,7 +142,8 @@ def tested(tests: Iterable[Definition], passed: Mapping[str, set[str]]) -> list[
     """Tests by name; those that passed in this build stand together, and it is said once."""
     names = [named(test) for test in tests]
     done = [name for name in names if name.text in passed.get(name.docname, ())]
-    notes: list[Note] = [(*listed([name] for name in done), " (passed)")] if done else []
+    verdict = " (passed)" if len(done) == 1 else " (all passed)"
+    notes: list[Note] = [(*listed([name] for name in done), verdict)] if done else []
     return notes + [(name,) for name in names if name not in done]
 
 
