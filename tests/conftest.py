@@ -8,11 +8,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # From here on, a call whose tensors have other shapes than its signature says is an error.
 install_import_hook("tangled", "beartype.beartype")
 torch.set_num_threads(1)
+# Every run draws the same examples, and the first call of a law may pay for imports.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 # The front matter that a chapter of the tests gets if it has none: five lines.
 FRONT = """\

@@ -8,6 +8,7 @@ import importlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,28 @@ def values(names: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def imported(folder: Path, paths: Iterable[str]) -> dict[str, Any]:
+    """Import the modules a and b of the package in a folder, instead of the real package."""
+    real = {n: m for n, m in sys.modules.items() if n.startswith("tangled")}
+    for name in real:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    found: dict[str, Any] = {}
+    try:
+        for path in sorted(paths):
+            if path.endswith(("/a.py", "/b.py")):
+                name = path.removesuffix(".py").replace("/", ".")
+                module = importlib.import_module(name)
+                found.update({n: vars(module)[n] for n in module.__all__})
+    finally:
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n.startswith("tangled")]:
+            del sys.modules[name]
+        sys.modules.update(real)
+    return found
+
+
 @settings(max_examples=150, deadline=None)
 @given(chapters())
 def test_modules_equal_cells(text: str) -> None:
@@ -114,16 +137,7 @@ def test_modules_equal_cells(text: str) -> None:
         book = read(folder)
         for cell in book.cells():
             exec(compile(cell.source, "cell", "exec"), kernel)
-        package: dict[str, Any] = {}
-        sys.path.insert(0, str(folder))
-        for path in sorted(tangle(book).modules):
-            if path.endswith(("/a.py", "/b.py")):
-                module = importlib.import_module(
-                    path.removesuffix(".py").replace("/", ".")
-                )
-                package.update(
-                    {name: vars(module)[name] for name in module.__all__}
-                )
+        package = imported(folder, tangle(book).modules)
         assert values(package) == values(kernel)
         for path, module in tangle(book).modules.items():
             chapter = text.split("\n")
@@ -132,11 +146,6 @@ def test_modules_equal_cells(text: str) -> None:
                     not line.number or chapter[line.number - 1] == line.text
                 ), path
     finally:
-        sys.path = [p for p in sys.path if p != str(folder)]
-        for name in [
-            n for n in sys.modules if n.partition(".")[0] == "tangled"
-        ]:
-            del sys.modules[name]
         shutil.rmtree(folder)
 
 
