@@ -14,11 +14,17 @@ __all__ = ["Code", "reached"]
 
 @dataclass
 class Unit:
-    """A definition: the names that it reads, the attributes, and, of a class, the members."""
+    """A definition: the names that it reads, the attributes, and, of a class, the members.
+
+    `accesses` are attributes of plain names, as pairs; `kinds` are the names in the annotation of
+    each parameter.
+    """
 
     names: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
     members: dict[str, str] = field(default_factory=dict)
+    accesses: set[tuple[str, str]] = field(default_factory=set)
+    kinds: dict[str, set[str]] = field(default_factory=dict)
 
 
 class Code:
@@ -56,6 +62,20 @@ class Code:
                         inner = self.units.setdefault(unit.members[member], Unit())
                         _enter(inner, [child])
 
+    def uses(self, user: str, used: str) -> bool:
+        """Tell whether one definition names another: by its name, or a member by an attribute."""
+        unit = self.units.get(user)
+        if unit is None:
+            return False
+        scope = self.scopes[self.module_of(user)]
+        owner, _, member = used.rpartition(".")
+        if owner in self.units:
+            kind = owner.rpartition(".")[2]
+            bases = {kind, *(arg for arg, names in unit.kinds.items() if kind in names)}
+            bases |= {"self", "cls"} if user.startswith(f"{owner}.") else set()
+            return any((base, member) in unit.accesses for base in bases)
+        return used in {scope[name] for name in unit.names if name in scope}
+
     def module_of(self, name: str) -> str:
         """The module that a definition stands in."""
         while name and name not in self.scopes:
@@ -79,6 +99,11 @@ def _enter(unit: Unit, nodes: Iterable[ast.AST]) -> None:
                 unit.names.add(node.id)
             elif isinstance(node, ast.Attribute):
                 unit.attributes.add(node.attr)
+                if isinstance(node.value, ast.Name):
+                    unit.accesses.add((node.value.id, node.attr))
+            elif isinstance(node, ast.arg) and node.annotation is not None:
+                inside = ast.walk(node.annotation)
+                unit.kinds[node.arg] = {n.id for n in inside if isinstance(n, ast.Name)}
 
 
 def reached(code: Code, start: str) -> set[str]:

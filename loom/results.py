@@ -49,13 +49,18 @@ class Result:
     missing: tuple[str, ...]
 
     @property
-    def status(self) -> str:
-        """The furthest stage that it has reached without a gap."""
-        if not self.missing:
-            return "complete"
-        if "proved" in self.missing:
-            return "stated"
-        return "checked" if "verified" not in self.missing else "proved"
+    def marks(self) -> dict[str, bool]:
+        """Of the marks that are asked of its kind, which it has."""
+        asked: tuple[str, ...] = ()
+        if self.label.kind in PROVED:
+            asked = ("proved", "verified", "refuted")
+        if self.label.kind in IMPLEMENTED:
+            asked = ("implemented",)
+        marks = {mark: mark not in self.missing for mark in asked}
+        # What is not asked, but there, counts all the same.
+        marks |= {"implemented": True} if self.implemented else {}
+        marks |= {"verified": True} if self.verified and "verified" not in asked else {}
+        return marks
 
 
 class Results:
@@ -140,7 +145,8 @@ class Results:
         return found
 
     @cached_property
-    def _code(self) -> Code:
+    def code(self) -> Code:
+        """The definitions of the package and of the tests, and how one leads to another."""
         texts = {p: m.text for p, m in self.tangled.modules.items() if p.endswith(".py")}
         for path in {mark.path for mark in self.marks}:
             texts[path] = Path(self.book.root / path).read_text(encoding="utf-8")
@@ -157,7 +163,7 @@ class Results:
         """The tests of a result, and whether one of them reaches what it should."""
         tests = self._tests.get((verb, name), [])
         wanted = self._wanted(name)
-        reaching = any(wanted & reached(self._code, test.dotted) for test in tests)
+        reaching = any(wanted & reached(self.code, test.dotted) for test in tests)
         return tests, reaching or not wanted
 
     def result(self, name: str) -> Result:

@@ -16,6 +16,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     from loom import stamp
     from loom.weave import (
         answers,
+        atlas,
         captions,
         downloads,
         exercises,
@@ -40,9 +41,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_domain(statements.ProofDomain)
     for name, directive in exercises.DIRECTIVES.items():
         app.add_directive(name, directive, override=True)
+    for name in atlas.DIRECTIVES:
+        app.add_directive(name, atlas.ListingDirective)
     app.add_transform(exercises.Gather)
     app.add_transform(exercises.Pair)
     app.add_post_transform(answers.Collect)
+    app.add_post_transform(atlas.Fill)
     app.add_post_transform(layout.Parts)
     app.add_post_transform(layout.LongTables)
     app.add_node(captions.Provenance, html=(pages.visit_provenance, pages.depart_provenance))

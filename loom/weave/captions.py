@@ -6,12 +6,11 @@ from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
-from sphinx.builders.latex.nodes import math_reference
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from loom.weave import provenance
-from loom.weave.numbers import locate
-from loom.weave.provenance import Code, Label, Map, Module, Name, Note, Part
+from loom.weave.links import Links
+from loom.weave.provenance import Map, Name, Note
 from loom.weave.results import passed
 from loom.weave.source import source
 from loom.weave.statements import Statement
@@ -77,35 +76,4 @@ class Annotate(SphinxPostTransform):
         parent.insert(parent.index(node) + 1, self.written(note, place, self.home(node)))
 
     def written(self, note: Note, place: str, home: str) -> Provenance:
-        result = Provenance(place=place)
-        for part in note:
-            result += self.part(part, home)
-        return result
-
-    def part(self, part: Part, home: str) -> nodes.Node:
-        builder = self.app.builder
-        if isinstance(part, Name):
-            code = nodes.literal(part.text, part.text)
-            uri = "" if part.docname == home else builder.get_relative_uri(home, part.docname)
-            return self.link(f"{uri}#{part.anchor}", code)
-        if isinstance(part, Code):
-            return nodes.literal(part.text, part.text)
-        if isinstance(part, Module):
-            code = nodes.literal(part.path, part.path)
-            if builder.format != "html":
-                return code
-            page = f"code/{part.path.removesuffix('.py')}"
-            return self.link(f"{builder.get_relative_uri(home, page)}#{part.anchor}", code)
-        if isinstance(part, Label):
-            place = locate(self.env, part.name)
-            if place is None:
-                return nodes.literal(part.name, part.name)
-            if place.equation and builder.format == "latex":
-                reference = math_reference(docname=place.docname, target=part.name)
-                return nodes.inline("", "", nodes.Text("Equation "), reference)
-            uri = "" if place.docname == home else builder.get_relative_uri(home, place.docname)
-            return self.link(f"{uri}#{place.anchor}", nodes.Text(place.text))
-        return nodes.Text(part)
-
-    def link(self, uri: str, text: nodes.Node) -> nodes.reference:
-        return nodes.reference("", "", text, refuri=uri, internal=True)
+        return Provenance("", "", *Links(self.app).written(note, home), place=place)
