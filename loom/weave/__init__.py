@@ -18,6 +18,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         answers,
         atlas,
         captions,
+        contents,
         downloads,
         exercises,
         latex,
@@ -58,6 +59,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-collect-pages", modules.pages)
     # After the theme has made its list of buttons.
     app.connect("html-page-context", downloads.button, priority=900)
+    app.connect("html-page-context", contents.level, priority=900)
     app.connect("build-finished", downloads.write)
     # The theme includes "../components/search-field.html", which is looked up from here first.
     app.config.templates_path = [str(Path(__file__).parent / "components")]

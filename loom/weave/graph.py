@@ -50,7 +50,7 @@ def draw(boxes: Sequence[Box], uses: Iterable[tuple[str, str]], titles: Sequence
     height = TOP + ROW * max(rows.values(), default=0)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img" aria-label="Map of results">'
+        f'width="{width}" height="{height}" role="group" aria-label="Map of results">'
     ]
     for column, title in enumerate(titles):
         for i, line in enumerate(wrap(title, 34)[:2]):
