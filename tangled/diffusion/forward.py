@@ -17,7 +17,6 @@ __all__ = [
     "forward_chain",
     "forward_step",
     "prior_term",
-    "standard_score",
     "transition",
 ]
 
@@ -89,16 +88,6 @@ def diffuse(
     signal = per_sample(schedule.signal, t, x0)
     noise_std = per_sample(schedule.noise_std, t, x0)
     return signal * x0 + noise_std * eps
-
-
-def standard_score(values: Float[Tensor, "N"], expected: float) -> float:
-    """Return how many standard errors the mean of `values` is off `expected`.
-
-    The values are independent draws; under the claim their mean is `expected`
-    and the score is nearly standard normal. Tests accept |z| < 5.
-    """
-    error = values.std() / math.sqrt(len(values))
-    return ((values.mean() - expected) / error).item()
 
 
 def transition(

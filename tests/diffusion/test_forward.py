@@ -13,9 +13,9 @@ from tangled.diffusion.forward import (
     forward_chain,
     forward_step,
     prior_term,
-    standard_score,
     transition,
 )
+from tangled.diffusion.gaussian import standard_score
 from tangled.diffusion.schedule import Schedule
 
 SHAPES = [(), (5,), (3, 8, 8), (3, 2, 4, 4)]
@@ -188,14 +188,6 @@ def test_prior_term_of_a_long_chain_is_small_and_exact():
     assert prior_term(x0, Schedule.cosine(1000)).item() == pytest.approx(
         power / 2, rel=1e-6
     )
-
-
-def test_standard_score_counts_standard_errors():
-    values = torch.tensor([0.0, 2.0], dtype=torch.float64)
-    assert standard_score(values, 1.0) == 0
-    assert standard_score(values, 0.0) == pytest.approx(
-        1.0
-    )  # mean 1, standard error 1
 
 
 @pytest.mark.gpu

@@ -3,7 +3,6 @@
 Tangled from book/diffusion/forward.md.
 """
 
-import math
 from collections.abc import Callable
 from itertools import islice
 
@@ -19,57 +18,15 @@ from tangled.diffusion.forward import (
     forward_chain,
     forward_step,
     prior_term,
-    standard_score,
     transition,
 )
+from tangled.diffusion.gaussian import log_normal, standard_score
 from tangled.diffusion.schedule import (
     Schedule,
     per_sample,
     schedule_named,
     to_index,
 )
-
-
-def normal_density(x: Tensor, mean: float, variance: float) -> Tensor:
-    """Return the density of N(mean, variance) at x."""
-    square = (x - mean) ** 2 / variance
-    return torch.exp(-square / 2) / math.sqrt(2 * math.pi * variance)
-
-
-def test_affine_images_are_gaussian():
-    mean = torch.tensor([0.3, -0.5], dtype=torch.float64)
-    covariance = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
-    image = torch.tensor([[1.0, -2.0], [0.5, -1.0]], dtype=torch.float64)  # A
-    shift = torch.tensor([0.1, -0.2], dtype=torch.float64)  # b
-    grid = torch.linspace(-9, 9, 401, dtype=torch.float64)
-    x = torch.cartesian_prod(grid, grid)
-    square = ((x - mean) @ covariance.inverse() * (x - mean)).sum(1)
-    weight = torch.softmax(-square / 2, 0)
-    for u in torch.tensor([[0.5, -0.3], [0.7, 1.2]], dtype=torch.float64):
-        found = (weight * torch.exp(1j * ((x @ image.T + shift) @ u))).sum()
-        power = u @ image @ covariance @ image.T @ u
-        expected = torch.exp(1j * (u @ (image @ mean + shift)) - power / 2)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
-
-
-def test_independent_gaussians_add():
-    x = torch.linspace(-30, 30, 6001, dtype=torch.float64)
-    scaled = normal_density(x, 0.5 * 1.6, 0.25 * 0.36)  # 0.5 N(1.6, 0.36)
-    for y in (-1.0, 0.8, 2.5):
-        fresh = normal_density(y - x, 0.0, 0.75)
-        convolution = torch.trapezoid(scaled * fresh, x)
-        at = torch.tensor(y, dtype=torch.float64)
-        expected = normal_density(at, 0.8, 0.84)
-        torch.testing.assert_close(convolution, expected, rtol=1e-12, atol=0)
-
-
-def test_uncorrelated_is_not_enough():
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(100_000, generator=generator, dtype=torch.float64)
-    coin = 2 * torch.randint(2, x.shape, generator=generator) - 1
-    total = x + coin * x
-    assert abs((x * coin * x).mean()) < 0.03  # uncorrelated
-    assert 0.49 < (total == 0).double().mean() < 0.51  # half its mass on 0
 
 
 def test_the_induction_step_is_an_identity():
@@ -337,56 +294,13 @@ def test_wrong_indices_are_caught():
     assert (1 - table[1]) / schedule.noise_std[1] ** 2 > 2  # step 1 reads 2
 
 
-def gaussian_kl(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor):
-    """Return KL(N(mean1, cov1) || N(mean2, cov2)) in nats."""
-    gap = mean2 - mean1
-    trace = torch.linalg.solve(cov2, cov1).trace()
-    square = gap @ torch.linalg.solve(cov2, gap)
-    logdets = torch.logdet(cov2) - torch.logdet(cov1)
-    return (trace + square - len(gap) + logdets) / 2
-
-
-def test_divergence_against_quadrature():
-    x = torch.linspace(-20, 20, 8001, dtype=torch.float64)
-    p, q = normal_density(x, 0.3, 0.49), normal_density(x, -1.1, 3.61)
-    numbers = torch.tensor([0.3, 0.49, -1.1, 3.61], dtype=torch.float64)
-    mean1, cov1, mean2, cov2 = numbers.reshape(4, 1)
-    integral = torch.trapezoid(p * (p / q).log(), x)
-    closed = gaussian_kl(mean1, cov1[None], mean2, cov2[None])
-    torch.testing.assert_close(integral, closed, rtol=1e-12, atol=0)
-
-
-def test_divergence_does_not_depend_on_coordinates():
-    generator = torch.Generator().manual_seed(0)
-    new = torch.tensor([[2.0, 1, 0], [0, 1, -1], [1, 0, 2]]).double()
-    means = torch.randn(2, 3, generator=generator, dtype=torch.float64)
-    variances = torch.rand(2, 3, generator=generator).double() + 0.1
-    terms = [
-        gaussian_kl(m[:1], v[:1, None], m[1:], v[1:, None])
-        for m, v in zip(means.T, variances.T, strict=True)
-    ]
-    mean1, mean2 = means @ new.T
-    cov1, cov2 = (new @ v.diag() @ new.T for v in variances)
-    whole = gaussian_kl(mean1, cov1, mean2, cov2)
-    torch.testing.assert_close(whole, sum(terms), rtol=1e-12, atol=0)
-
-
-def test_the_order_of_the_two_laws_matters():
-    one, three = torch.eye(2).double(), 3 * torch.eye(2).double()
-    zero = torch.zeros(2).double()
-    there = gaussian_kl(zero, one, zero, three)
-    back = gaussian_kl(zero, three, zero, one)
-    assert abs(there - 0.432) < 1e-3
-    assert abs(back - 0.901) < 1e-3
-
-
 def test_prior_term_against_quadrature():
     beta = torch.tensor([0.36, 0.75], dtype=torch.float64)
     schedule = Schedule.from_betas(beta)
     x = torch.linspace(-14, 14, 5601, dtype=torch.float64)
     data = torch.tensor([2.0, -2.0]).double()  # two equally likely points
-    prior = normal_density(x, 0.0, 1.0)
-    given = [normal_density(x, 0.4 * x0, 0.84) for x0 in data.tolist()]
+    prior = log_normal(x, 0.0, 1.0).exp()
+    given = [log_normal(x, 0.4 * x0, 0.84).exp() for x0 in data.tolist()]
     mixed = (given[0] + given[1]) / 2
     gap = [torch.trapezoid(q * (q / prior).log(), x) for q in given]
     known = [torch.trapezoid(q * (q / mixed).log(), x) for q in given]
@@ -415,8 +329,9 @@ def test_the_bound_is_not_an_equality():
     beta = torch.tensor([0.36, 0.75], dtype=torch.float64)
     schedule = Schedule.from_betas(beta)
     x = torch.linspace(-14, 14, 5601, dtype=torch.float64)
-    mixed = (normal_density(x, 0.8, 0.84) + normal_density(x, -0.8, 0.84)) / 2
-    prior = normal_density(x, 0.0, 1.0)
+    peaks = [log_normal(x, mean, 0.84).exp() for mean in (0.8, -0.8)]
+    mixed = (peaks[0] + peaks[1]) / 2
+    prior = log_normal(x, 0.0, 1.0).exp()
     average = torch.trapezoid(mixed * (mixed / prior).log(), x)
     assert average < prior_term(torch.tensor([2.0]).double(), schedule) - 0.1
 
