@@ -85,7 +85,7 @@ class Fill(SphinxPostTransform):
         drawn: list[nodes.Node] = []
         if self.app.builder.format == "html":
             drawn = [nodes.raw("", self.drawing(home, results), format="html")]
-        return [*drawn, table(heads, (34, 24, 24, 9, 9), self.cells(rows, home))]
+        return [*drawn, table(heads, (27, 20, 35, 9, 9), self.cells(rows, home))]
 
     def drawing(self, home: str, results: list[Result]) -> str:
         """The map as SVG in a frame that can be scrolled and zoomed."""
