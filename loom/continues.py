@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import CellType, FunctionType
 from typing import TypeVar
 
-__all__ = ["continues"]
+__all__ = ["FIRST_CELL", "continues"]
 
 T = TypeVar("T")
 
@@ -21,6 +21,12 @@ _NOT_MEMBERS = {"__dict__", "__weakref__", "__module__", "__qualname__", "__doc_
 }
 
 
+# What Python looks at while it makes a class (and `dataclass` after it): too late in a second cell.
+FIRST_CELL = frozenset(
+    {"__eq__", "__hash__", "__init__", "__init_subclass__", "__new__", "__post_init__", "__slots__"}
+)
+
+
 def continues(cls: type[T]) -> Callable[[type], type[T]]:
     """Return a decorator that adds the members of a class body to `cls`.
 
@@ -28,7 +34,8 @@ def continues(cls: type[T]) -> Callable[[type], type[T]]:
     the superclass of `cls`, and private names are mangled as usual.
 
     Raises:
-        TypeError: if the body has another name than `cls`, or defines `__init__`.
+        TypeError: if the body has another name than `cls`, or defines `__init__` or another
+            method that Python looks at while it makes a class.
 
     Example:
         >>> class Net:
@@ -44,8 +51,8 @@ def continues(cls: type[T]) -> Callable[[type], type[T]]:
         if body.__name__ != cls.__name__:
             raise TypeError(f"a class named {body.__name__} cannot continue {cls.__name__}")
         members = {k: v for k, v in vars(body).items() if k not in _NOT_MEMBERS}
-        if "__init__" in members:
-            raise TypeError(f"the first cell of {cls.__name__} is the place of its __init__")
+        if fixed := FIRST_CELL.intersection(members):
+            raise TypeError(f"the first cell of {cls.__name__} is the place of its {min(fixed)}")
         for name, member in members.items():
             for cell in _class_cells(member, body, set()):
                 cell.cell_contents = cls

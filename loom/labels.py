@@ -7,11 +7,12 @@ figures and tables carry one; prose, proofs and tests refer to it.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from loom.book import Book, Chapter
 from loom.errors import Problem, Problems
 
-__all__ = ["PROVED", "Label", "labels"]
+__all__ = ["PROVED", "Block", "Label", "blocks", "labels", "references"]
 
 KINDS = {
     "prf:definition": "def",
@@ -31,9 +32,13 @@ KINDS = {
 # Kinds of results that ask for a proof and for checks.
 PROVED = frozenset({"lem", "prop", "thm", "cor"})
 
-FENCE = re.compile(r"(?P<mark>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}\s*(?P<title>.*)$")
+# Options by which a directive gets its label.
+NAMING = ("label", "name")
+
+FENCE = re.compile(r"(?P<mark>`{3,}|~{3,}|:{3,})\{(?P<name>[\w:-]+)\}\s*(?P<title>.*)$")
 OPTION = re.compile(r":(?P<key>[\w-]+):\s*(?P<value>.*)$")
 EQUATION = re.compile(r"\$\$\s*\((?P<name>[\w:-]+)\)\s*$")
+REFERENCE = re.compile(r"\{(?:eq|prf:ref)\}`(?:[^`<]*<)?(?P<target>[\w:-]+)>?`")
 CITATION = re.compile(r"\{cite(:\w+)?\}")
 
 
@@ -84,44 +89,63 @@ def _labels(chapter: Chapter) -> Iterator[tuple[Label, str]]:
         figure = options.get("figure") if isinstance(options, dict) else None
         if isinstance(figure, dict) and "name" in figure:
             yield label(str(figure["name"]), "", cell.line), "fig"
-    code = {line.number for cell in chapter.cells for line in cell.lines}
-    lines = chapter.text.split("\n")
-    results: list[tuple[Label, str]] = []
-    for number, text in enumerate(lines, 1):
-        if number in code:
-            continue
-        if match := EQUATION.search(text):
+    for number, text in enumerate(chapter.text.split("\n"), 1):
+        if number not in chapter.shown and (match := EQUATION.search(text)):
             yield label(match["name"], "", number), "eq"
-        if not (match := FENCE.match(text.strip())):
+    found = list(blocks(chapter))
+    proved = {block.of for block in found if block.directive == "prf:proof"}
+    for block in found:
+        if (wanted := KINDS.get(block.directive)) and block.label:
+            cited = bool(CITATION.search("\n".join([block.title, *block.body])))
+            proof = cited or block.label in proved
+            yield label(block.label, block.title, block.line, proof), wanted
+
+
+@dataclass(frozen=True)
+class Block:
+    """A directive: its name, title and label, where it stands, and the lines inside it.
+
+    `of` is the result that a proof belongs to: the one that its title names, else the last above.
+    """
+
+    directive: str
+    title: str
+    label: str
+    line: int
+    body: tuple[str, ...]
+    of: str = ""
+
+    @property
+    def last(self) -> int:
+        """The last line inside the block."""
+        return self.line + len(self.body)
+
+
+def blocks(chapter: Chapter) -> Iterator[Block]:
+    """Yield the directives of a chapter in order, outer ones before those inside them."""
+    lines = chapter.text.split("\n")
+    above = ""
+    for number, text in enumerate(lines, 1):
+        if number in chapter.shown or not (match := FENCE.match(text.strip())):
             continue
-        if match["name"] == "prf:proof" and results:
-            last, wanted = results[-1]
-            results[-1] = (label(last.name, last.title, last.line, True), wanted)
-        wanted = KINDS.get(match["name"], "")
-        body = _body(lines, number, match["mark"])
-        name = next(
-            (
-                o["value"].strip()
-                for o in map(OPTION.match, body)
-                if o and o["key"] in ("label", "name")
-            ),
-            "",
-        )
-        if wanted and name:
-            cited = bool(CITATION.search("\n".join([match["title"], *body])))
-            entry = label(name, match["title"].strip(), number, cited), wanted
-            if wanted in PROVED:
-                results.append(entry)
-            else:
-                yield entry
-    yield from results
+        body = tuple(_body(lines, number, match["mark"]))
+        options = takewhile(bool, map(OPTION.match, body))
+        name = next((o["value"].strip() for o in options if o and o["key"] in NAMING), "")
+        named = REFERENCE.search(match["title"])
+        of = (named["target"] if named else above) if match["name"] == "prf:proof" else ""
+        if KINDS.get(match["name"]) in PROVED:
+            above = name
+        yield Block(match["name"], match["title"].strip(), name, number, body, of)
 
 
-def _body(lines: list[str], opening: int, mark: str) -> list[str]:
+def references(text: str) -> list[str]:
+    """The labels of results and equations that a text refers to, in order."""
+    return [match["target"] for match in REFERENCE.finditer(text)]
+
+
+def _body(lines: list[str], opening: int, mark: str) -> Iterator[str]:
     """The lines of a directive whose fence stands on line `opening` (counted from 1)."""
-    body = []
     for text in lines[opening:]:
         if text.strip() == mark:
-            break
-        body.append(text.strip())
-    return body
+            return
+        yield text.strip()

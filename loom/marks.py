@@ -4,6 +4,8 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
+from loom.errors import Problem, Problems
+
 __all__ = ["Mark", "marks"]
 
 VERBS = ("verifies", "refutes")
@@ -24,17 +26,28 @@ def marks(root: Path) -> list[Mark]:
     """Return the marks of all tests under `tests/`, by file and line, those of loom's own left out.
 
     The tests of `tests/book/` carry no marks: their cells in the chapters say what they verify.
+
+    Raises:
+        Problems: if a file does not parse.
     """
     found: list[Mark] = []
     for file in sorted((root / "tests").rglob("test_*.py")):
         path = file.relative_to(root).as_posix()
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace")
         if path.startswith(("tests/book/", "tests/loom/")) or "pytest.mark." not in text:
             continue
-        for node in ast.walk(ast.parse(text, path)):
+        for node in ast.walk(_tree(text, path)):
             if isinstance(node, ast.FunctionDef):
                 found += _of(node, path)
     return found
+
+
+def _tree(text: str, path: str) -> ast.Module:
+    try:
+        return ast.parse(text, path)
+    except SyntaxError as error:
+        sentence = f"this file does not parse: {error.msg}"
+        raise Problems([Problem(path, error.lineno or 1, "L02", sentence)]) from None
 
 
 def _of(test: ast.FunctionDef, path: str) -> list[Mark]:

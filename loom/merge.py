@@ -1,5 +1,7 @@
 """Put the pieces of all chapters into their modules, and grow the classes that go on."""
 
+import ast
+import symtable
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -70,6 +72,7 @@ def _continued(draft: Draft, piece: Piece) -> Iterator[Problem]:
         sentence = f"'{piece.name}' belongs to {begun.cell.chapter.path}: compose it"
         yield problem(piece.cell, piece.cell.line, "L04", sentence)
         return
+    yield from _misfit(begun, piece)
     earlier = dict(begun.members)
     for name, _ in piece.members:
         if name in earlier:
@@ -81,3 +84,20 @@ def _continued(draft: Draft, piece: Piece) -> Iterator[Problem]:
         lines=(*begun.lines, Line(""), *piece.lines),
         members=(*begun.members, *piece.members),
     )
+
+
+def _misfit(begun: Piece, piece: Piece) -> Iterator[Problem]:
+    """What the body of a continuation would mean otherwise inside the class."""
+    node = ast.parse(begun.text).body[0]
+    assert isinstance(node, ast.ClassDef)
+    inside = begun.lines[node.body[0].lineno - 1].text[: node.body[0].col_offset]
+    code = next(line for line in piece.lines if line.text.strip() and line.text.lstrip()[0] != "#")
+    if code.text[: len(code.text) - len(code.text.lstrip())] != inside:
+        sentence = f"the body of '{piece.name}' is indented otherwise in its first cell"
+        yield problem(piece.cell, code.number, "L04", sentence)
+        return
+    table = symtable.symtable(f"class {piece.name}:\n{piece.text}", "", "exec").get_children()[0]
+    for name, _ in begun.members:
+        if name and name in table.get_identifiers() and table.lookup(name).is_referenced():
+            sentence = f"'{name}' in this class body would be '{piece.name}.{name}'"
+            yield problem(piece.cell, code.number, "L04", sentence)

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import contextlib
 import symtable
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ class Import:
         """The name that the statement defines."""
         return self.alias or self.name or self.module.partition(".")[0]
 
+    def agrees(self, other: "Import") -> bool:
+        """Tell whether both bind the same thing, as `import torch` and `import torch.nn` do."""
+        plain = not (self.name or self.alias or other.name or other.alias)
+        return self == other or (plain and self.bound == other.bound)
+
 
 @dataclass(frozen=True)
 class Uses:
@@ -53,29 +59,56 @@ class Scope:
     imported: dict[str, dict[Import, int]] = field(default_factory=dict)
     local: dict[str, int] = field(default_factory=dict)
 
+    def knows(self, name: str) -> bool:
+        """Tell whether any cell of the chapter gives a name its meaning."""
+        return name in self.defined or name in self.imported or name in self.local
+
 
 def uses(piece: Piece) -> Uses:
     """Return the names that a piece uses and does not define within its own functions."""
     tree = ast.parse(piece.text)
-    read = set(_globals(symtable.symtable(piece.text, piece.cell.chapter.path, "exec")))
+    table = symtable.symtable(piece.text, piece.cell.chapter.path, "exec")
+    read = set(_globals(table))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            read |= _read_before_bound(node, table)
     lines: dict[str, int] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in read:
-            lines.setdefault(node.id, piece.lines[node.lineno - 1].number)
-        for name in _quoted(node):
-            lines.setdefault(name, piece.lines[getattr(node, "lineno", 1) - 1].number)
+
+    def enter(name: str, node: ast.AST) -> None:
+        line = piece.lines[getattr(node, "lineno", 1) - 1].number
+        lines[name] = min(line, lines.get(name, line))
+
+    for inner in ast.walk(tree):
+        if isinstance(inner, ast.Name):
+            if inner.id in read:
+                enter(inner.id, inner)
+        elif isinstance(inner, ast.arg | ast.AnnAssign | ast.FunctionDef | ast.AsyncFunctionDef):
+            for name in _quoted(inner):
+                enter(name, inner)
     early = {node.id for node in _early(tree) if node.id in read}
     return Uses(lines, {name: lines[name] for name in sorted(early)})
 
 
 def _globals(table: symtable.SymbolTable) -> Iterator[str]:
-    """Names that a symbol table and those within it read from the module."""
+    """Names that a symbol table and those within it read from the module, or assign there."""
     top = table.get_type() == "module"
     for symbol in table.get_symbols():
-        if symbol.is_referenced() and (top or symbol.is_global()):
+        outside = not symbol.is_assigned() if top else symbol.is_global()
+        if (symbol.is_referenced() and outside) or symbol.is_declared_global():
             yield symbol.get_name()
     for child in table.get_children():
         yield from _globals(child)
+
+
+def _read_before_bound(node: ast.ClassDef, table: symtable.SymbolTable) -> set[str]:
+    """Names that a class body binds, and before that reads from the module: `date: date`."""
+    body = next(t for t in table.get_children() if t.get_type() == "class")
+    both = {s.get_name() for s in body.get_symbols() if s.is_referenced() and not s.is_global()}
+    found: set[str] = set()
+    for child in node.body if both else ():
+        found |= {n.id for n in _early(child) if isinstance(n.ctx, ast.Load) and n.id in both}
+        both -= set(_bound(child))
+    return found
 
 
 def _quoted(node: ast.AST) -> Iterator[str]:
@@ -83,22 +116,24 @@ def _quoted(node: ast.AST) -> Iterator[str]:
     annotations = [getattr(node, "annotation", None), getattr(node, "returns", None)]
     for annotation in annotations:
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-            inner = ast.parse(annotation.value, mode="eval")
-            yield from (n.id for n in ast.walk(inner) if isinstance(n, ast.Name))
+            with contextlib.suppress(SyntaxError):
+                inner = ast.parse(annotation.value, mode="eval")
+                yield from (n.id for n in ast.walk(inner) if isinstance(n, ast.Name))
 
 
 def _early(node: ast.AST) -> Iterator[ast.Name]:
     """The names that are looked up while a module is being imported."""
-    if isinstance(node, ast.Name):
-        yield node
-    skipped: list[ast.AST] = []
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        skipped = list(node.body)
-    elif isinstance(node, ast.Lambda):
-        skipped = [node.body]
-    for child in ast.iter_child_nodes(node):
-        if child not in skipped:
-            yield from _early(child)
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Name):
+            yield node
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            stack += [*node.decorator_list, node.args, *filter(None, [node.returns])]
+        elif isinstance(node, ast.Lambda):
+            stack.append(node.args)
+        else:
+            stack += ast.iter_child_nodes(node)
 
 
 def scopes(book: Book, pieces: dict[str, list[Piece]]) -> tuple[dict[str, Scope], list[Problem]]:
@@ -107,20 +142,24 @@ def scopes(book: Book, pieces: dict[str, list[Piece]]) -> tuple[dict[str, Scope]
     `pieces` are the definitions of each module, by its path.
     """
     found = {chapter.path: Scope(chapter) for chapter in book.chapters}
+    problems: list[Problem] = []
     for path, module in pieces.items():
         for piece in module:
             for name in piece.names:
-                found[piece.cell.chapter.path].defined.setdefault(name, path)
-    problems: list[Problem] = []
+                other = found[piece.cell.chapter.path].defined.setdefault(name, path)
+                if other != path:
+                    sentence = f"this chapter defines '{name}' in {other} too: rename one"
+                    problems.append(problem(piece.cell, piece.first, "L05", sentence))
     aliases: dict[str, tuple[Import, str]] = {}
     for cell in book.cells():
         scope = found[cell.chapter.path]
-        for statement, line in _top_level(cell):
+        statements, names = _top_level(cell)
+        for statement, line in statements:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 for entry in _imports(statement):
                     problems += _imported(cell, scope, aliases, entry, line)
             elif cell.kind == "run":
-                for name in _bound(statement):
+                for name in names.intersection(_bound(statement)):
                     if name in scope.defined:
                         sentence = f"'{name}' is tangled into {scope.defined[name]}: rename this"
                         problems.append(problem(cell, line, "L05", sentence))
@@ -134,13 +173,7 @@ def _imported(
     """Enter an import into a scope; return what is ambiguous about it."""
     known = scope.imported.setdefault(entry.bound, {})
     here = f"{cell.chapter.path}:{line}"
-    # `import torch` and `import torch.nn` bind the same module to the same name.
-    same = all(
-        entry.bound == i.module.partition(".")[0] and not i.name and not i.alias
-        for i in (entry, *known)
-    )
-    if known and entry not in known and not same:
-        other = next(iter(known.values()))
+    if other := next((line for i, line in known.items() if not entry.agrees(i)), None):
         sentence = f"'{entry.bound}' means something else since {cell.chapter.path}:{other}"
         return [problem(cell, line, "L15", sentence)]
     if entry.bound in scope.defined:
@@ -155,15 +188,21 @@ def _imported(
     return []
 
 
-def _top_level(cell: Cell) -> Iterator[tuple[ast.stmt, int]]:
-    """The statements of a cell with their chapter lines; none if the cell is not plain Python."""
-    lines = ["" if line.text.startswith(("%", "!")) else line.text for line in cell.lines]
+def _top_level(cell: Cell) -> tuple[list[tuple[ast.stmt, int]], set[str]]:
+    """The statements of a cell with their chapter lines, and the names that they bind.
+
+    A cell that is not plain Python has none; of the others, tangled ones count for their imports.
+    """
+    if cell.kind != "run" and "import" not in cell.source:
+        return [], set()
+    text = "\n".join("" if line.text.startswith(("%", "!")) else line.text for line in cell.lines)
     try:
-        tree = ast.parse("\n".join(lines))
+        tree = ast.parse(text)
+        table = symtable.symtable(text, cell.chapter.path, "exec")
     except SyntaxError:
-        return
-    for node in tree.body:
-        yield node, cell.lines[node.lineno - 1].number
+        return [], set()
+    bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+    return [(node, cell.lines[node.lineno - 1].number) for node in tree.body], bound
 
 
 def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[Import]:
@@ -176,16 +215,22 @@ def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[Import]:
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:
-    """The names that a top-level statement defines, in whatever way."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    """The names that a statement may bind; those of its inner functions are among them."""
+    if isinstance(node, ast.ClassDef) and any(
+        isinstance(d, ast.Call) and ast.unparse(d.func) == "continues" for d in node.decorator_list
+    ):
+        return
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
-    elif isinstance(node, ast.ClassDef):
-        if not any(
-            isinstance(d, ast.Call) and ast.unparse(d.func) == "continues"
-            for d in node.decorator_list
-        ):
-            yield node.name
-    else:
-        for child in ast.walk(node):
-            if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
-                yield child.id
+        return
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield child.name
+        elif isinstance(child, ast.alias):
+            yield child.asname or child.name.partition(".")[0]
+        elif isinstance(child, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and child.name:
+            yield child.name
+        elif isinstance(child, ast.MatchMapping) and child.rest:
+            yield child.rest

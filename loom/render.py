@@ -11,7 +11,7 @@ from loom.book import Line
 from loom.names import Import
 from loom.split import Piece
 
-__all__ = ["Placed", "render"]
+__all__ = ["WIDTH", "Placed", "render"]
 
 # As the line length of the formatter, so that what loom writes needs no formatting.
 WIDTH = 78
@@ -60,12 +60,13 @@ def _gap(previous: Piece | None, piece: Piece) -> int:
 
 
 def _by_type(name: str) -> tuple[int, list[tuple[int, str]], str]:
-    """Sort as isort does: constants, classes, the rest; numbers in names by value."""
-    kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
+    """Sort as isort does: constants (of two bytes or more), classes, the rest."""
+    kind = 0 if name.isupper() and len(name.encode()) > 1 else 1 if name[:1].isupper() else 2
     return kind, _natural(name), name
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort without regard to case, numbers in names by value."""
     return [
         (int(part), "") if part.isdigit() else (-1, part.lower())
         for part in re.split(r"(\d+)", name)
@@ -91,25 +92,34 @@ def _import_lines(imports: Iterable[Import]) -> list[str]:
         if group and out:
             out.append("")
         plain = [i for i in group if not i.name]
-        for entry in sorted(plain, key=lambda i: (_natural(i.module), i.alias)):
+        for entry in sorted(plain, key=lambda i: (_natural(i.module), i.module, i.alias)):
             out.append(f"import {entry.module}" + (f" as {entry.alias}" if entry.alias else ""))
-        modules = sorted({i.module for i in group if i.name}, key=_natural)
-        for module in modules:
-            named = sorted(
-                (i for i in group if i.name and i.module == module),
-                key=lambda i: (_by_type(i.name), i.alias),
-            )
-            entries = [i.name + (f" as {i.alias}" if i.alias else "") for i in named]
-            line = f"from {module} import {', '.join(entries)}"
-            out += (
-                [line] if len(line) <= WIDTH else _wrapped(f"from {module} import (", entries, ")")
-            )
+        for module in sorted({i.module for i in group if i.name}, key=lambda m: (_natural(m), m)):
+            out += _from(module, [i for i in group if i.name and i.module == module])
+    return out
+
+
+def _from(module: str, named: list[Import]) -> list[str]:
+    """One statement for the names that keep theirs, and one for each that gets another."""
+    named.sort(key=lambda i: (_by_type(i.name), i.alias))
+    plain = [i.name for i in named if not i.alias]
+    out: list[str] = []
+    for entry in named:
+        if entry.alias:
+            out.append(f"from {module} import {entry.name} as {entry.alias}")
+        elif entry.name == plain[0]:
+            line = f"from {module} import {', '.join(plain)}"
+            whole = len(line) <= WIDTH
+            out += [line] if whole else _wrapped(f"from {module} import (", plain, ")")
     return out
 
 
 def cited(piece: Piece) -> list[Line]:
     """The lines of a piece; docstrings end with the labels that their definition carries."""
     lines = list(piece.lines)
+    labelled = any(c.implements or c.verifies or c.refutes for _, c in piece.members)
+    if not labelled:
+        return lines
     node = ast.parse(piece.text).body[0]
     places: list[tuple[ast.Expr, str]] = []
     for member, cell in piece.members:

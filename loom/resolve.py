@@ -1,6 +1,7 @@
 """Find the imports that each module needs, and refuse names that a reader could not resolve."""
 
 import graphlib
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -47,11 +48,14 @@ def _misplaced(chapter: Chapter, entry: Import, draft: Draft | None, named: bool
     relevant = [p for p in draft.pieces if not (entry.name and named) or entry.name in p.names]
     if not relevant:
         return f"no chapter defines '{entry.name}' in {draft.path}"
-    first = min((p.cell.chapter for p in relevant), key=lambda c: c.order)
-    if first.path == chapter.path:
+    places = sorted({(p.cell.chapter.order, p.cell.chapter.path) for p in relevant})
+    first, last = places[0], places[-1]
+    if chapter.path in (first[1], last[1]):
         return f"this chapter itself defines '{entry.name or entry.module}'"
-    if first.order > chapter.order:
-        return f"'{entry.name or entry.module}' is first defined later, in {first.path}"
+    if first[0] > chapter.order:
+        return f"'{entry.name or entry.module}' is first defined later, in {first[1]}"
+    if last[0] > chapter.order:
+        return f"{draft.path} goes on in {last[1]}: import names from it, not the module"
     return None
 
 
@@ -69,9 +73,10 @@ def resolve(
         used = uses(piece)
         for name, line in used.names.items():
             if name in own:
+                yield from _misread(draft, draft.pieces[own[name]], piece, scope, name, line)
                 yield from _too_early(draft, piece, used, name, own[name], index)
                 continue
-            if name in BUILTINS and name not in scope.defined and name not in scope.imported:
+            if name in BUILTINS and not scope.knows(name):
                 continue
             needed = list(_origins(name, piece, scope, drafts))
             if not needed:
@@ -79,7 +84,7 @@ def resolve(
                 continue
             for entry in needed:
                 other, first = bound.setdefault(name, (entry, piece))
-                if len(needed) == 1 and other != entry:
+                if not entry.agrees(other):
                     where = f"{first.cell.chapter.path}:{first.first}"
                     sentence = f"'{name}' is {entry.module} here and {other.module} at {where}"
                     yield problem(piece.cell, line, "L15", sentence)
@@ -92,10 +97,30 @@ def resolve(
                     edges.setdefault((draft.path, target), (piece, line))
 
 
+def _misread(
+    draft: Draft, owner: Piece, piece: Piece, scope: Scope, name: str, line: int
+) -> Iterator[Problem]:
+    """A name of the module that the code's own chapter does not know, or by another meaning."""
+    theirs, ours = owner.cell.chapter, piece.cell.chapter
+    known = scope.imported.get(name, {})
+    if theirs is ours or Import(draft.dotted, name) in known:
+        return
+    if theirs.order > ours.order:
+        sentence = f"'{name}' is first defined later, in {theirs.path}"
+        yield problem(piece.cell, line, "L16", sentence)
+    elif known:
+        sentence = f"'{name}' is {next(iter(known)).module} here and defined in {draft.path}"
+        yield problem(piece.cell, line, "L15", sentence)
+    else:
+        sentence = f"'{name}' is defined in {theirs.path}: import it from {draft.dotted}"
+        yield problem(piece.cell, line, "L06", sentence)
+
+
 def _too_early(
     draft: Draft, piece: Piece, used: Uses, name: str, defined: int, index: int
 ) -> Iterator[Problem]:
-    if name in used.early and defined > index:
+    # A guard is moved to the end, where everything is defined.
+    if name in used.early and defined > index and piece.kind != "guard":
         where = draft.pieces[defined].first
         sentence = f"'{name}' is used when {draft.path} is imported, but defined at line {where}"
         yield problem(piece.cell, used.early[name], "L13", sentence)
@@ -103,13 +128,15 @@ def _too_early(
 
 def _origins(name: str, piece: Piece, scope: Scope, drafts: dict[str, Draft]) -> Iterator[Import]:
     """The imports that give a piece a name: of its chapter's cells, or of a sibling module."""
-    if name in scope.defined:
-        yield Import(drafts[scope.defined[name]].dotted, name)
+    if (path := scope.defined.get(name)) is not None:
+        if piece.cell.kind != "tangle" or path.startswith("tangled/"):
+            yield Import(drafts[path].dotted, name)
         return
-    for entry in scope.imported.get(name, {}):
-        dotted = entry.module if "." in entry.module and not entry.alias and not entry.name else ""
-        if not dotted or f"{dotted}." in piece.text:
-            yield entry
+    known = list(scope.imported.get(name, ()))
+    if len(known) > 1:  # of `import xml` and `import xml.dom`, those that the text names
+        named = [i for i in known if re.search(rf"\b{re.escape(i.module)}\b", piece.text)]
+        known = named or known
+    yield from known
 
 
 def _target(entry: Import, drafts: dict[str, Draft]) -> str | None:
@@ -121,6 +148,8 @@ def _target(entry: Import, drafts: dict[str, Draft]) -> str | None:
 
 
 def _unknown(name: str, draft: Draft, scope: Scope) -> str:
+    if name in scope.defined:
+        return f"'{name}' is defined in {scope.defined[name]}, which the package does not have"
     if name in scope.local:
         return f"'{name}' comes from line {scope.local[name]}, a cell that is not tangled"
     return f"'{name}' is neither defined in {draft.path} nor imported by this chapter"

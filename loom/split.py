@@ -1,12 +1,18 @@
 """Cut the tangled cells into pieces: one top-level definition each, whole lines, nothing lost."""
 
 import ast
+import symtable
+import tokenize
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from loom.book import Cell, Line
+from loom.continues import FIRST_CELL
 from loom.errors import Problem, Problems
 
 __all__ = ["Piece", "Statement", "pieces", "statements"]
+
+OLDEST = (3, 11)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ def statements(cell: Cell) -> list[Statement]:
         Problems: if the cell does not parse, or two statements share a line.
     """
     try:
-        tree = ast.parse(cell.source)
+        # The oldest Python that readers may have; the tables find what the grammar lets through.
+        tree = ast.parse(cell.source, feature_version=OLDEST)
+        symtable.symtable(cell.source, cell.chapter.path, "exec")
     except SyntaxError as error:
         line = (
             cell.lines[min(error.lineno or 1, len(cell.lines)) - 1].number
@@ -101,6 +109,9 @@ def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
     problems: list[Problem] = []
     for statement in statements(cell):
         node = statement.node
+        if any("import" in line.text for line in statement.lines):
+            problems += _refused_inside(cell, node)
+        problems += _refused_check(cell, node)
         if isinstance(node, ast.Import | ast.ImportFrom):
             # Imports are computed for each module, so an import line itself is not moved.
             problems += _refused_import(statement, cell, node)
@@ -115,7 +126,7 @@ def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
             new.append(Piece(node.name, "class", cell, statement.lines, members))
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             new.append(Piece(node.name, "function", cell, statement.lines, (("", cell),)))
-        elif names := _assigned(node):
+        elif (names := _assigned(node)) and "__all__" not in names:
             new.append(Piece(",".join(names), "constant", cell, statement.lines, (("", cell),)))
         elif _is_guard(node):
             new.append(Piece("", "guard", cell, statement.lines))
@@ -149,7 +160,7 @@ def _assigned(node: ast.stmt) -> list[str]:
         if not all(isinstance(part, ast.Name) for part in parts):
             return []
         names += [part.id for part in parts if isinstance(part, ast.Name)]
-    return names
+    return list(dict.fromkeys(names))
 
 
 def _is_guard(node: ast.stmt) -> bool:
@@ -162,13 +173,14 @@ def _is_guard(node: ast.stmt) -> bool:
 
 def _members(node: ast.ClassDef) -> list[str]:
     """The methods and class attributes that a class body defines, in order."""
-    names: list[str] = []
-    for child in node.body:
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.append(child.name)
-        else:
-            names += _assigned(child)
+    names = [name for child in node.body for name in _members_of(child)]
     return list(dict.fromkeys(names))
+
+
+def _members_of(child: ast.stmt) -> list[str]:
+    if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [child.name]
+    return _assigned(child)
 
 
 def _continued(node: ast.ClassDef) -> str | None:
@@ -181,6 +193,37 @@ def _continued(node: ast.ClassDef) -> str | None:
         ):
             return ast.unparse(decorator.args[0]) if decorator.args else ""
     return None
+
+
+def _refused_inside(cell: Cell, node: ast.stmt) -> Iterator[Problem]:
+    """Imports from the package below the top level, where loom would not see them."""
+    for inner in ast.walk(node):
+        if inner is node or not isinstance(inner, ast.Import | ast.ImportFrom):
+            continue
+        modules = [alias.name for alias in inner.names]
+        if isinstance(inner, ast.ImportFrom):
+            modules = [inner.module or ""] if not inner.level else ["tangled"]
+        if any(module.partition(".")[0] in ("loom", "tangled") for module in modules):
+            sentence = "an import from the package stands at the top level of a cell"
+            yield problem(cell, cell.lines[inner.lineno - 1].number, "L03", sentence)
+
+
+def _refused_check(cell: Cell, node: ast.stmt) -> Iterator[Problem]:
+    """A check that its chapter would not call."""
+    if cell.kind == "tangle" or not getattr(node, "name", "").startswith("test_"):
+        return
+    if not isinstance(node, ast.FunctionDef) or any(
+        isinstance(inner, ast.arg) for inner in ast.walk(node.args)
+    ):
+        sentence = "a check is a plain function without parameters, so that its chapter calls it"
+        yield problem(cell, cell.lines[node.lineno - 1].number, "L28", sentence)
+
+
+def _commented(lines: Sequence[Line]) -> bool:
+    """Tell whether there is a comment on these lines."""
+    texts = iter([f"{line.text}\n" for line in lines])
+    tokens = tokenize.generate_tokens(lambda: next(texts, ""))
+    return any(token.type == tokenize.COMMENT for token in tokens)
 
 
 def _refused_continuation(statement: Statement, cell: Cell, node: ast.ClassDef) -> list[Problem]:
@@ -196,17 +239,18 @@ def _refused_continuation(statement: Statement, cell: Cell, node: ast.ClassDef) 
         )
     if len(node.decorator_list) > 1 or node.bases or node.keywords:
         refuse(node, "L04", f"bases and decorators of '{node.name}' belong to its first cell")
-    if statement.lines[0].text.startswith("#"):
+    header = cell.lines[node.lineno - 1]
+    if _commented([line for line in statement.lines if line.number <= header.number]):
         refuse(
-            node, "L04", f"a comment above '@continues({node.name})' would be lost: put it inside"
+            node, "L04", f"a comment beside '@continues({node.name})' would be lost: put it inside"
         )
-    if node.body[0].lineno == node.lineno:
+    elif node.body[0].lineno == node.lineno or not header.text.rstrip().endswith(":"):
         refuse(node, "L04", "the body of a continuation begins on its own line")
     for child in node.body:
         if isinstance(child, ast.AnnAssign):
             refuse(child, "L12", f"fields of '{node.name}' belong to its first cell")
-        elif isinstance(child, ast.FunctionDef) and child.name == "__init__":
-            refuse(child, "L12", f"'__init__' of '{node.name}' belongs to its first cell")
+        elif fixed := FIRST_CELL.intersection(_members_of(child)):
+            refuse(child, "L12", f"'{min(fixed)}' of '{node.name}' belongs to its first cell")
         elif isinstance(child, ast.Expr):
             refuse(child, "L12", f"the docstring of '{node.name}' belongs to its first cell")
     return found
@@ -216,7 +260,7 @@ def _refused_import(
     statement: Statement, cell: Cell, node: ast.Import | ast.ImportFrom
 ) -> list[Problem]:
     line = cell.lines[node.lineno - 1].number
-    if any(line.text.startswith("#") for line in statement.lines):
+    if _commented(statement.lines):
         return [problem(cell, line, "L03", "a comment beside an import is not moved: drop it")]
     if isinstance(node, ast.ImportFrom):
         if any(alias.name == "*" for alias in node.names):

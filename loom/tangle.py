@@ -1,16 +1,17 @@
 """Tangle: the cells of the chapters become the modules of the package and the book's own tests."""
 
 import ast
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from pathlib import PurePosixPath
 
 from loom.book import Book, Cell
 from loom.errors import Problem, Problems
 from loom.labels import labels
 from loom.merge import Draft, collect
 from loom.names import scopes
-from loom.render import Placed, render
+from loom.render import WIDTH, Placed, render
 from loom.resolve import cycles, layers, misplaced_imports, resolve
 from loom.split import Piece, problem
 
@@ -74,6 +75,7 @@ def tangle(book: Book) -> Tangled:
     found, ambiguous = scopes(book, {path: draft.pieces for path, draft in drafts.items()})
     problems += ambiguous
     problems += misplaced_imports(book, drafts, found)
+    problems += _hidden(drafts)
     if problems:
         raise Problems(problems)
     edges: dict[tuple[str, str], tuple[Piece, int]] = {}
@@ -97,6 +99,16 @@ def _module(book: Book, draft: Draft) -> Module:
     return Module(draft.path, tuple(placed))
 
 
+def _hidden(drafts: dict[str, Draft]) -> Iterator[Problem]:
+    """Modules that no import would find, because a folder has their name."""
+    folders = {parent.as_posix() for path in drafts for parent in PurePosixPath(path).parents}
+    for path, draft in drafts.items():
+        if path.removesuffix(".py") in folders:
+            piece = draft.pieces[0]
+            sentence = f"{path} and a folder of the same name cannot both be imported"
+            yield problem(piece.cell, piece.cell.line, "L01", sentence)
+
+
 def _docstring(book: Book, draft: Draft) -> str:
     """A sentence of the chapter's front matter (or its title), and where the module comes from."""
     ordered = sorted({p.cell.chapter.order for p in draft.pieces})
@@ -106,26 +118,38 @@ def _docstring(book: Book, draft: Draft) -> str:
     if not draft.path.startswith("tangled/"):
         head = f"Checks of the chapter “{chapters[0].title}”."
     else:
-        head = next(filter(None, stated), None) or "; ".join(c.title for c in chapters) + "."
-    source = " and ".join(c.path for c in chapters)
-    return f'"""{head}\n\nTangled from {source}.\n"""'
+        head = next(filter(None, stated), None) or _sentence("; ".join(c.title for c in chapters))
+    source = f"Tangled from {' and '.join(c.path for c in chapters)}."
+    wrapped = textwrap.fill(source, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return _quoted(f"{head}\n\n{wrapped}\n")
+
+
+def _sentence(title: str) -> str:
+    return title if title.endswith((".", "?", "!")) else f"{title}."
+
+
+def _quoted(text: str) -> str:
+    """A docstring with this text; a title may hold mathematics, and thus backslashes."""
+    prefix = "r" if "\\" in text else ""
+    return prefix + '"""' + text.replace('"""', "'''") + '"""'
 
 
 def _packages(book: Book, drafts: dict[str, Draft]) -> dict[str, Module]:
     """The `__init__.py` files, a docstring each, and the marker of a typed package."""
     made: dict[str, str] = {}
-    paths = sorted(path for path in drafts if path.startswith("tangled/"))
-    for folder, inside in groupby(paths, key=lambda path: path.rsplit("/", 1)[0]):
-        first = drafts[next(inside)].pieces[0].cell.chapter
-        made[f"{folder}/__init__.py"] = f'"""{first.part or first.title}."""\n'
-    if paths:
-        root = next(chapter.title for chapter in book.chapters)
-        made["tangled/__init__.py"] = (
-            f'"""{root}: the code of the book, tangled from its chapters."""\n'
+    for path in sorted(path for path in drafts if path.startswith("tangled/")):
+        first = drafts[path].pieces[0].cell.chapter
+        *folders, _, _ = PurePosixPath(path).parents
+        for folder in folders:
+            made.setdefault(f"{folder}/__init__.py", _quoted(_sentence(first.part or first.title)))
+    if made:
+        root = book.chapters[0].title
+        made["tangled/__init__.py"] = _quoted(
+            f"{root}: the code of the book, tangled from its chapters."
         )
         made["tangled/py.typed"] = ""
     return {
-        path: Module(path, tuple(Placed(line) for line in text.splitlines()))
+        path: Module(path, tuple(Placed(line) for line in text.split("\n") if line))
         for path, text in made.items()
     }
 

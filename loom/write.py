@@ -2,25 +2,30 @@
 
 loom keeps the bytes it last wrote in `_build/loom/last/`. A file that equals neither those bytes
 nor its new text was edited by hand, and loom refuses to overwrite it. Where that folder does not
-exist, as in a fresh clone, git's HEAD takes its place.
+exist, as in a fresh clone, git's HEAD takes its place. What is about to be written stands in
+`_build/loom/next/` before, so that after an interruption loom still knows its own files.
 """
 
 import difflib
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from loom.book import Book
 from loom.errors import Problem, Problems
 from loom.tangle import Module, Tangled
 
-__all__ = ["LAST", "drift", "write", "write_atomically"]
+__all__ = ["LAST", "drift", "write"]
 
 LAST = Path("_build/loom/last")
+NEXT = Path("_build/loom/next")
 # The folders in which every file is loom's.
 OWNED = ("tangled", "tests/book")
+# How the names of files begin that wait beside their places.
+STAGED = ".loom-"
 
 
 def write(book: Book, tangled: Tangled) -> list[str]:
@@ -30,31 +35,37 @@ def write(book: Book, tangled: Tangled) -> list[str]:
         Problems: if a file was edited by hand, or is not loom's; then nothing was written.
     """
     root = book.root
-    on_disk = _owned(root)
+    _settle(root)
     wanted = {path: module.text.encode() for path, module in tangled.modules.items()}
-    last = _last(root, sorted({*wanted, *on_disk}))
+    on_disk = _owned(root)
     problems: list[Problem] = []
     changed: list[str] = []
     for path in sorted({*wanted, *on_disk}):
-        disk, new, base = on_disk.get(path), wanted.get(path), last.get(path)
-        if disk == new:
+        disk = on_disk.get(path)
+        if disk == wanted.get(path):
             continue
-        if disk is not None and disk != base:
-            problems.append(_hand_made(tangled, path, disk, new))
         changed.append(path)
+        if (obstacle := _obstacle(root, path)) is not None:
+            sentence = f"{obstacle} is a link or has the wrong kind: move it out of the way"
+            problems.append(Problem(path, 1, "L17", sentence))
+        elif disk is not None and disk != _base(root, path):
+            problems.append(_hand_made(tangled, path, disk, wanted.get(path)))
     if problems:
         raise Problems(problems)
-    for path in changed:
-        if path in wanted:
-            write_atomically(root / path, wanted[path])
-        else:
-            (root / path).unlink()
-            _prune(root, (root / path).parent)
-    for path in {*wanted, *_files(root / LAST)}:
-        if path not in wanted:
-            (root / LAST / path).unlink()
-        elif _read(root / LAST / path) != wanted[path]:
-            write_atomically(root / LAST / path, wanted[path])
+    new = {path: wanted[path] for path in changed if path in wanted}
+    gone = [path for path in changed if path not in wanted]
+    try:
+        _store(root, on_disk)
+        _settle(root)
+        _store(root, new)
+    except OSError as error:
+        raise Problems([_unwritable(NEXT.as_posix(), error)]) from None
+    _replace(root, new, gone)
+    _settle(root)
+    for path in gone:
+        _prune((root / path).parent)
+    for path in set(_files(root / LAST)) - set(wanted):
+        (root / LAST / path).unlink()
     return changed
 
 
@@ -85,18 +96,76 @@ def drift(book: Book, tangled: Tangled) -> tuple[list[Problem], str]:
     return problems, "".join(diffs)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step: whoever reads it sees the old bytes or the new ones."""
+def _store(root: Path, new: dict[str, bytes]) -> None:
+    """Keep what is about to stand at its place, where that is not known already."""
+    (root / LAST).parent.mkdir(parents=True, exist_ok=True)
+    for path, data in new.items():
+        if _read(root / LAST / path) != data:
+            (root / NEXT / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / NEXT / path).write_bytes(data)
+
+
+def _settle(root: Path) -> None:
+    """Take what stands at its place as last written; forget the rest of what was to come."""
+    for path in list(_files(root / NEXT)):
+        if _read(root / path) == _read(root / NEXT / path):
+            (root / LAST / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(root / NEXT / path, root / LAST / path)
+    shutil.rmtree(root / NEXT, ignore_errors=True)
+    for folder in OWNED:
+        for temporary in (root / folder).rglob(f"{STAGED}*"):
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: str, error: OSError) -> Problem:
+    return Problem(path, 1, "L31", f"this file cannot be written: {error.strerror or error}")
+
+
+def _replace(root: Path, new: dict[str, bytes], gone: list[str]) -> None:
+    """Replace files, each in one step, once there was room for all of them; then remove others.
+
+    Raises:
+        Problems: if a file cannot be written; where the disk is full, none was replaced.
+    """
+    staged: dict[str, str] = {}
+    path = ""
+    try:
+        for path, data in new.items():
+            staged[path] = _staged(root / path, data)
+        for path, temporary in staged.items():
+            os.replace(temporary, root / path)
+        for path in gone:
+            (root / path).unlink()
+    except OSError as error:
+        raise Problems([_unwritable(path, error)]) from None
+    finally:
+        for temporary in staged.values():
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _staged(path: Path, data: bytes) -> str:
+    """Write a file beside its place, from where one step will put it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".loom-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=STAGED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    return temporary
+
+
+def _obstacle(root: Path, path: str) -> str | None:
+    """What stands where a file or one of its folders belongs, and is neither."""
+    *folders, _ = PurePosixPath(path).parents
+    for folder in reversed(folders):
+        place = root / folder
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            return folder.as_posix()
+    place = root / path
+    return path if place.is_symlink() or place.is_dir() else None
 
 
 def _hand_made(tangled: Tangled, path: str, disk: bytes, new: bytes | None) -> Problem:
@@ -109,7 +178,8 @@ def _hand_made(tangled: Tangled, path: str, disk: bytes, new: bytes | None) -> P
 
 def _first_difference(module: Module, disk: bytes) -> tuple[int, str]:
     """The first line on which a file differs from its module, and the chapter line it came from."""
-    ours, theirs = (module.text.splitlines(), disk.decode(errors="replace").splitlines())
+    ours = [placed.text for placed in module.lines]
+    theirs = disk.decode(errors="replace").split("\n")
     pairs = enumerate(zip(ours, theirs, strict=False), 1)
     line = next((n for n, (a, b) in pairs if a != b), min(len(ours), len(theirs)) + 1)
     near = [placed for placed in module.lines[:line] if placed.chapter]
@@ -129,31 +199,30 @@ def _owned(root: Path) -> dict[str, bytes]:
         f"{folder}/{name}": (root / folder / name).read_bytes()
         for folder in OWNED
         for name in _files(root / folder)
-        if not name.rsplit("/", 1)[-1].startswith(".loom-")
+        if not name.rsplit("/", 1)[-1].startswith(STAGED)
     }
 
 
-def _last(root: Path, paths: list[str]) -> dict[str, bytes]:
-    """What loom last wrote: its own copy, else the committed files."""
+def _base(root: Path, path: str) -> bytes | None:
+    """What loom last wrote to a file: its own copy, else the committed file."""
     if (root / LAST).is_dir():
-        return {path: (root / LAST / path).read_bytes() for path in _files(root / LAST)}
-    committed: dict[str, bytes] = {}
-    for path in paths:
+        return _read(root / LAST / path)
+    try:
         shown = subprocess.run(
             ["git", "show", f"HEAD:./{path}"], cwd=root, capture_output=True, check=False
         )
-        if shown.returncode == 0:
-            committed[path] = shown.stdout
-    return committed
+    except FileNotFoundError:
+        return None
+    return shown.stdout if shown.returncode == 0 else None
 
 
 def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _prune(root: Path, folder: Path) -> None:
+def _prune(folder: Path) -> None:
     """Remove folders that held nothing but the file just removed."""
-    while folder != root and not any(p.name != "__pycache__" for p in folder.iterdir()):
+    while folder.is_dir() and not any(p.name != "__pycache__" for p in folder.iterdir()):
         for cache in folder.iterdir():
             for file in cache.iterdir():
                 file.unlink()

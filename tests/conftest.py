@@ -8,11 +8,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # From here on, a call whose tensors have other shapes than its signature says is an error.
 install_import_hook("tangled", "beartype.beartype")
 torch.set_num_threads(1)
+# Every run draws the same examples, and the first call of a law may pay for imports.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 # The front matter that a chapter of the tests gets if it has none: five lines.
 FRONT = """\
@@ -43,13 +47,27 @@ def write_book(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
 
     def write(files: dict[str, str]) -> Path:
         pages = [name for name in files if name.startswith("book/")]
-        toc = ["format: jb-book", "root: book/index", "parts:", "  - caption: A part"]
-        toc += ["    chapters:", *(f"      - file: {name.removesuffix('.md')}" for name in pages)]
-        made = {"_toc.yml": "\n".join(toc) + "\n", "book/index.md": "# The book\n", **files}
+        toc = [
+            "format: jb-book",
+            "root: book/index",
+            "parts:",
+            "  - caption: A part",
+        ]
+        toc += [
+            "    chapters:",
+            *(f"      - file: {name.removesuffix('.md')}" for name in pages),
+        ]
+        made = {
+            "_toc.yml": "\n".join(toc) + "\n",
+            "book/index.md": "# The book\n",
+            **files,
+        }
         for name, text in made.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            front = FRONT if name in pages and not text.startswith("---") else ""
+            front = (
+                FRONT if name in pages and not text.startswith("---") else ""
+            )
             path.write_text(front + text)
         return tmp_path
 

@@ -16,13 +16,16 @@ def setup(app: Sphinx) -> dict[str, Any]:
     from loom import stamp
     from loom.weave import (
         answers,
+        atlas,
         captions,
+        contents,
         downloads,
         exercises,
         latex,
         layout,
         macros,
         modules,
+        nobreak,
         pages,
         results,
         source,
@@ -39,12 +42,16 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_domain(statements.ProofDomain)
     for name, directive in exercises.DIRECTIVES.items():
         app.add_directive(name, directive, override=True)
+    for name in atlas.DIRECTIVES:
+        app.add_directive(name, atlas.ListingDirective)
     app.add_transform(exercises.Gather)
     app.add_transform(exercises.Pair)
     app.add_post_transform(answers.Collect)
+    app.add_post_transform(atlas.Fill)
     app.add_post_transform(layout.Parts)
     app.add_post_transform(layout.LongTables)
     app.add_node(captions.Provenance, html=(pages.visit_provenance, pages.depart_provenance))
+    app.add_post_transform(nobreak.KeepTogether)
     app.add_env_collector(results.Passed)
     app.add_post_transform(captions.Annotate)
     app.connect("builder-inited", source.load)
@@ -52,6 +59,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-collect-pages", modules.pages)
     # After the theme has made its list of buttons.
     app.connect("html-page-context", downloads.button, priority=900)
+    app.connect("html-page-context", contents.level, priority=900)
     app.connect("build-finished", downloads.write)
     # The theme includes "../components/search-field.html", which is looked up from here first.
     app.config.templates_path = [str(Path(__file__).parent / "components")]

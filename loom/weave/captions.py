@@ -6,12 +6,11 @@ from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
-from sphinx.builders.latex.nodes import math_reference
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from loom.weave import provenance
-from loom.weave.numbers import locate
-from loom.weave.provenance import Code, Label, Module, Name, Note, Part
+from loom.weave.links import Links
+from loom.weave.provenance import Map, Name, Note
 from loom.weave.results import passed
 from loom.weave.source import source
 from loom.weave.statements import Statement
@@ -48,8 +47,21 @@ class Annotate(SphinxPostTransform):
                 statement += self.written(note, "statement", statement["docname"])
         for equation in list(self.document.findall(nodes.math_block)):
             label = equation.get("label")
-            if label and (note := charted.note(label, results)):
+            note = charted.note(label, results) if label else ()
+            if note and not self.said_below(equation, note, charted, results):
                 self.put_after(equation, note, "equation")
+
+    def said_below(
+        self, equation: nodes.Node, note: Note, charted: Map, results: dict[str, set[str]]
+    ) -> bool:
+        """Tell whether an equation stands in a statement whose own note says the same."""
+        parent = equation.parent
+        while parent is not None and not isinstance(parent, Statement):
+            parent = parent.parent
+        if parent is None:
+            return False
+        named = {part for part in note if isinstance(part, Name)}
+        return named <= set(charted.note(parent["label"], results))
 
     def home(self, node: nodes.Node | None) -> str:
         """The document that a node comes from; in print, all are one tree."""
@@ -64,35 +76,4 @@ class Annotate(SphinxPostTransform):
         parent.insert(parent.index(node) + 1, self.written(note, place, self.home(node)))
 
     def written(self, note: Note, place: str, home: str) -> Provenance:
-        result = Provenance(place=place)
-        for part in note:
-            result += self.part(part, home)
-        return result
-
-    def part(self, part: Part, home: str) -> nodes.Node:
-        builder = self.app.builder
-        if isinstance(part, Name):
-            code = nodes.literal(part.text, part.text)
-            uri = "" if part.docname == home else builder.get_relative_uri(home, part.docname)
-            return self.link(f"{uri}#{part.anchor}", code)
-        if isinstance(part, Code):
-            return nodes.literal(part.text, part.text)
-        if isinstance(part, Module):
-            code = nodes.literal(part.path, part.path)
-            if builder.format != "html":
-                return code
-            page = f"code/{part.path.removesuffix('.py')}"
-            return self.link(f"{builder.get_relative_uri(home, page)}#{part.anchor}", code)
-        if isinstance(part, Label):
-            place = locate(self.env, part.name)
-            if place is None:
-                return nodes.literal(part.name, part.name)
-            if place.equation and builder.format == "latex":
-                reference = math_reference(docname=place.docname, target=part.name)
-                return nodes.inline("", "", nodes.Text("Equation "), reference)
-            uri = "" if place.docname == home else builder.get_relative_uri(home, place.docname)
-            return self.link(f"{uri}#{place.anchor}", nodes.Text(place.text))
-        return nodes.Text(part)
-
-    def link(self, uri: str, text: nodes.Node) -> nodes.reference:
-        return nodes.reference("", "", text, refuri=uri, internal=True)
+        return Provenance("", "", *Links(self.app).written(note, home), place=place)

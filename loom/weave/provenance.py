@@ -3,13 +3,12 @@
 Notes are made of parts, not of text: the two outputs and their links are written from them.
 """
 
-import ast
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from loom.book import Book, Cell
+from loom.marks import marks
 from loom.tangle import Definition, Tangled
 
 __all__ = ["Code", "Label", "Map", "Module", "Name", "Note", "Part", "anchor", "chart"]
@@ -65,12 +64,13 @@ class Map:
         clauses: list[Note] = []
         if found := self.implements.get(label):
             clauses.append(("implemented by ", *listed([named(d)] for d in found)))
-        tests = [tested(d, passed) for d in self.verifies.get(label, ())]
-        tests += [(Code(name), " (in the test suite)") for name in self.elsewhere.get(label, ())]
+        tests = tested(self.verifies.get(label, ()), passed)
+        if others := [[Code(name)] for name in self.elsewhere.get(label, ())]:
+            tests.append((*listed(others), " (in the test suite)"))
         if tests:
             clauses.append(("verified by ", *listed(tests)))
-        if found := self.refutes.get(label):
-            clauses.append(("refuted variants ", *listed(tested(d, passed) for d in found)))
+        if tests := tested(self.refutes.get(label, ()), passed):
+            clauses.append(("negative controls ", *listed(tests)))
         if not clauses:
             return ()
         first = clauses[0]
@@ -99,8 +99,9 @@ def chart(book: Book, tangled: Tangled) -> Map:
             if definitions:
                 anchors = tuple(anchor(d.name) for d in definitions)
                 cells[key(cell.source)].append((anchors, went(cell, definitions)))
-    for label, name in marked(book.root):
-        result.elsewhere[label].append(name)
+    for mark in marks(book.root):
+        if mark.verb == "verifies":
+            result.elsewhere[mark.label].append(mark.test)
     return result
 
 
@@ -119,13 +120,13 @@ def went(cell: Cell, definitions: list[Definition]) -> Note:
     outer = [d for d in definitions if "." not in d.name] or definitions
     path = outer[0].path
     parts: list[Part] = [Module(path, outer[0].name)]
-    # A cell of many constants is told by its module alone.
-    if len(outer) <= 3:
+    # A cell of many constants is told by its module alone, and a check by its output.
+    if cell.kind == "tangle" and len(outer) <= 3:
         parts += [" · ", *listed([Code(d.name)] for d in outer)]
     for verb, labels in (
         ("implements", cell.implements),
         ("verifies", cell.verifies),
-        ("refutes variants of", cell.refutes),
+        ("negative control of", cell.refutes),
     ):
         if labels:
             parts += [f" · {verb} ", *listed([Label(label)] for label in labels)]
@@ -137,9 +138,13 @@ def named(definition: Definition) -> Name:
     return Name(definition.name, docname, anchor(definition.name))
 
 
-def tested(definition: Definition, passed: Mapping[str, set[str]]) -> Note:
-    name = named(definition)
-    return (name, " (passed)") if name.text in passed.get(name.docname, ()) else (name,)
+def tested(tests: Iterable[Definition], passed: Mapping[str, set[str]]) -> list[Note]:
+    """Tests by name; those that passed in this build stand together, and it is said once."""
+    names = [named(test) for test in tests]
+    done = [name for name in names if name.text in passed.get(name.docname, ())]
+    verdict = " (passed)" if len(done) == 1 else " (all passed)"
+    notes: list[Note] = [(*listed([name] for name in done), verdict)] if done else []
+    return notes + [(name,) for name in names if name not in done]
 
 
 def listed(items: Iterable[Iterable[Part]], between: str = ", ") -> Note:
@@ -147,18 +152,3 @@ def listed(items: Iterable[Iterable[Part]], between: str = ", ") -> Note:
     for item in items:
         parts += [*([between] if parts else []), *item]
     return tuple(parts)
-
-
-def marked(root: Path) -> list[tuple[str, str]]:
-    """Labels and names of hand-written tests that carry `@pytest.mark.verifies("label")`."""
-    found = []
-    for file in sorted((root / "tests").rglob("test_*.py")):
-        text = file.read_text(encoding="utf-8")
-        if "mark.verifies" not in text or (root / "tests/book") in file.parents:
-            continue
-        for node in ast.walk(ast.parse(text)):
-            for mark in getattr(node, "decorator_list", ()):
-                if isinstance(mark, ast.Call) and ast.unparse(mark.func).endswith("mark.verifies"):
-                    name = getattr(node, "name", "")
-                    found += [(a.value, name) for a in mark.args if isinstance(a, ast.Constant)]
-    return [(str(label), name) for label, name in found]

@@ -9,6 +9,7 @@ from sphinx.errors import ExtensionError
 
 from loom.book import Book, read
 from loom.errors import Problems
+from loom.results import Results
 from loom.tangle import Tangled, tangle
 from loom.weave.provenance import Map, chart
 
@@ -17,11 +18,12 @@ __all__ = ["Source", "load", "source"]
 
 @dataclass(frozen=True)
 class Source:
-    """The chapters, what they are tangled into, and the notes that follow from both."""
+    """The chapters, what they are tangled into, and the notes and results that follow."""
 
     book: Book
     tangled: Tangled
     notes: Map
+    results: Results
 
 
 def load(app: Sphinx) -> None:
@@ -31,7 +33,7 @@ def load(app: Sphinx) -> None:
         tangled = tangle(book)
     except Problems as problems:
         raise ExtensionError(str(problems)) from None
-    app.loom_source = Source(book, tangled, chart(book, tangled))
+    app.loom_source = Source(book, tangled, chart(book, tangled), Results(book, tangled))
 
 
 def source(app: Sphinx) -> Source:

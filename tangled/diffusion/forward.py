@@ -1,4 +1,4 @@
-"""The forward process and its schedules.
+"""The forward process: a step, the chain, the jump, and the gap to noise.
 
 Tangled from book/diffusion/forward.md.
 """

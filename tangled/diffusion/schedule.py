@@ -1,4 +1,4 @@
-"""The forward process and its schedules.
+"""Noise schedules: tables of signal and noise for the steps 0..T.
 
 Tangled from book/diffusion/forward.md.
 """
@@ -48,10 +48,14 @@ class Schedule:
             raise TypeError(
                 f"beta must be a float64 tensor, got {_kind(beta)}"
             )
-        if beta.ndim != 1 or len(beta) < 2 or beta[0] != 0:
+        if beta.ndim != 1 or len(beta) < 2:
             raise ValueError(
-                "beta must be a table [T+1] with T at least 1 and "
-                f"beta[0] = 0, got shape {list(beta.shape)}"
+                "beta must be a table [T+1] with T at least 1, "
+                f"got shape {list(beta.shape)}"
+            )
+        if beta[0] != 0:
+            raise ValueError(
+                f"beta[0] belongs to the data and must be 0, got {beta[0]}"
             )
         outside = ~((beta[1:] > 0) & (beta[1:] < 1))  # true for NaN as well
         if outside.any():
@@ -177,8 +181,8 @@ class Schedule:
 
         Implements eq-sigmoid-schedule (book/diffusion/forward.md).
         """
-        v = torch.linspace(-6, 6, _checked(T), dtype=torch.float64)
-        return cls.from_betas(start + (end - start) * v.sigmoid())
+        ramp = torch.linspace(-6, 6, _checked(T), dtype=torch.float64)
+        return cls.from_betas(start + (end - start) * ramp.sigmoid())
 
 
 def _checked(T: int) -> int:
@@ -240,7 +244,8 @@ def to_index(t: int | Int64[Tensor, "*B"]) -> int | Int64[Tensor, "*B"]:
     Raises:
         ValueError: if t is below 1; the data end t = 0 has no entry there.
     """
-    lowest = int(t.min()) if isinstance(t, Tensor) else t
+    steps = t.flatten().tolist() if isinstance(t, Tensor) else [t]
+    lowest = min(steps, default=1)
     if lowest < 1:
         raise ValueError(f"t must be at least 1, got {lowest}")
     return t - 1

@@ -1,14 +1,9 @@
-"""What the tests of this part share: laws without deadlines, and a way past the shape checker."""
+"""What the tests of this part share: a way past the shape checker."""
 
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 from jaxtyping import config
-
-# The first call of a law pays for imports and compilation, so it has no deadline.
-settings.register_profile("laws", deadline=None, derandomize=True)
-settings.load_profile("laws")
 
 
 @pytest.fixture

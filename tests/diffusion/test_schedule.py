@@ -55,12 +55,13 @@ def test_alpha_bar_is_the_product_of_its_steps(beta):
 @given(betas)
 def test_signal_and_noise_are_the_sides_of_a_right_triangle(beta):
     schedule = Schedule.from_betas(beta)
-    one = torch.ones_like(schedule.beta)
-    assert_close(schedule.signal**2 + schedule.noise_std**2, one)
-    assert_close(schedule.phi.cos(), schedule.signal)
-    assert_close(schedule.phi.sin(), schedule.noise_std)
-    assert_close(schedule.rho[1:] ** -2, schedule.snr[1:])
-    assert_close(schedule.half_log_snr[1:], -schedule.rho[1:].log())
+    one, exact = torch.ones_like(schedule.beta), {"rtol": 0, "atol": 1e-15}
+    assert_close(schedule.signal**2 + schedule.noise_std**2, one, **exact)
+    assert_close(schedule.phi.cos(), schedule.signal, **exact)
+    assert_close(schedule.phi.sin(), schedule.noise_std, **exact)
+    snr, rho = schedule.snr[1:], schedule.rho[1:]
+    assert_close(rho**-2, snr, rtol=1e-14, atol=0)
+    assert_close(schedule.half_log_snr[1:], -rho.log(), rtol=0, atol=1e-13)
 
 
 @pytest.mark.verifies("prop-snr-decreasing")
@@ -200,7 +201,7 @@ def test_steps_of_the_wrong_kind_are_refused(beta, kind, sentence):
         (
             torch.tensor([0.1, 0.1]).double(),
             ValueError,
-            r"beta must be a table \[T\+1\]",
+            r"beta\[0\] belongs to the data and must be 0",
         ),
     ],
 )
@@ -230,6 +231,7 @@ def test_an_unknown_schedule_is_refused_with_the_known_names():
 def test_index_of_a_step():
     assert to_index(1) == 0
     assert to_index(torch.tensor([1, 1000])).tolist() == [0, 999]
+    assert to_index(torch.empty(0, dtype=torch.int64)).shape == (0,)
 
 
 @pytest.mark.parametrize("t", [0, -1, torch.tensor([3, 0])])

@@ -67,3 +67,139 @@ def test_hand_written_tests_count(
         said
         == "tests/diffusion/test_a.py:10: L14 no chapter has the label 'thm-none'\n"
     )
+
+
+def test_a_hand_written_test_that_does_not_parse(
+    write_book: Callable[[dict[str, str]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = (
+        "import pytest\n\n\n@pytest.mark.slow\ndef test_one(:\n    pass\n"
+    )
+    chapter = {"book/diffusion/a.md": "# Chapter\n"}
+    root = write_book({**chapter, "tests/diffusion/test_a.py": broken})
+    assert main(["-C", str(root), "check"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "tests/diffusion/test_a.py:5: L02"
+    )
+
+
+def test_an_example_of_markup_is_not_judged(
+    write_book: Callable[[dict[str, str]], Path],
+) -> None:
+    example = (
+        "````md\n" + THEOREM + "\\begin{align}\n````\n\n% \\begin{align}\n"
+    )
+    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + example})
+    assert main(["-C", str(root), "check"]) == 0
+
+
+LEMMA = THEOREM.replace("thm-one", "lem-zero").replace("theorem", "lemma")
+CODED = """\
+```{prf:definition} Two
+:label: def-two
+
+Two.
+```
+
+```{code-cell} python
+:tangle:
+:implements: def-two
+
+def two():
+    return 2
+```
+
+```{code-cell} python
+:tangle:
+
+def unrelated():
+    return 3
+```
+
+```{prf:theorem} One
+:label: thm-one
+
+One is one.
+```
+
+```{prf:proof}
+By {prf:ref}`def-two`.
+```
+
+"""
+
+
+def reaching(verb: str, code: str) -> str:
+    return (
+        f"```{{code-cell}} python\n:{verb}: thm-one\n\n"
+        f"def test_{verb}():\n    assert {code}\n```\n\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            CODED
+            + reaching("verifies", "two()")
+            + reaching("refutes", "two()"),
+            "",
+        ),
+        (
+            CODED
+            + reaching("verifies", "unrelated()")
+            + reaching("refutes", "two()"),
+            "verified by tests that never reach",
+        ),
+        (
+            CODED + reaching("verifies", "two()") + reaching("refutes", "1"),
+            "refuted by tests that never reach",
+        ),
+        (
+            THEOREM
+            + "```{prf:proof}\nBy {prf:ref}`lem-zero`.\n```\n\n"
+            + VERIFY
+            + REFUTE
+            + LEMMA
+            + PROOF
+            + VERIFY.replace("one", "zero").replace("thm", "lem")
+            + REFUTE.replace("one", "zero")
+            .replace("thm", "lem")
+            .replace("two", "three"),
+            "the proof of 'thm-one' uses 'lem-zero', which stands later",
+        ),
+    ],
+)
+def test_results_rest_on_what_stands_before_and_tests_reach_it(
+    text: str,
+    said: str,
+    write_book: Callable[[dict[str, str]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + text})
+    assert main(["-C", str(root), "tangle"]) == 0
+    status = main(["-C", str(root), "check"])
+    problems = capsys.readouterr().err
+    assert said in problems
+    assert (status, problems.count("\n")) == ((1, 1) if said else (0, 0))
+
+
+def test_results_that_rest_on_each_other(
+    write_book: Callable[[dict[str, str]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    circle = (
+        LEMMA
+        + "```{prf:proof}\nBy {prf:ref}`thm-one`.\n```\n\n"
+        + THEOREM
+        + "```{prf:proof}\nBy {prf:ref}`lem-zero`.\n```\n\n"
+    )
+    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + circle})
+    assert main(["-C", str(root), "tangle"]) == 0
+    assert main(["-C", str(root), "check"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "L33 results rest on each other: lem-zero -> thm-one -> lem-zero"
+        in said
+    )

@@ -139,7 +139,12 @@ def test_a_frozen_dataclass_can_go_on() -> None:
 
 @pytest.mark.parametrize(
     ("body", "message"),
-    [({"__init__": lambda self: None}, "__init__"), ({}, "cannot continue")],
+    [
+        ({"__init__": lambda self: None}, "__init__"),
+        ({"__post_init__": lambda self: None}, "__post_init__"),
+        ({"__slots__": ()}, "__slots__"),
+        ({}, "cannot continue"),
+    ],
 )
 def test_what_a_continuation_cannot_do(body: dict, message: str) -> None:
     Net = begun()

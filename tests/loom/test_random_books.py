@@ -1,9 +1,14 @@
-"""Random books: the tangled modules do what the cells did when they were run one after another."""
+"""Random books: the tangled modules do what the cells did when they were run one after another.
 
+And random damage to a chapter: loom makes modules of it or says what is wrong, one line each.
+"""
+
+import ast
 import importlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from hypothesis import strategies as st
 
 from loom.__main__ import main
 from loom.book import read
+from loom.errors import Problems
 from loom.tangle import tangle
 
 FRONT = """\
@@ -93,6 +99,28 @@ def values(names: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def imported(folder: Path, paths: Iterable[str]) -> dict[str, Any]:
+    """Import the modules a and b of the package in a folder, instead of the real package."""
+    real = {n: m for n, m in sys.modules.items() if n.startswith("tangled")}
+    for name in real:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    found: dict[str, Any] = {}
+    try:
+        for path in sorted(paths):
+            if path.endswith(("/a.py", "/b.py")):
+                name = path.removesuffix(".py").replace("/", ".")
+                module = importlib.import_module(name)
+                found.update({n: vars(module)[n] for n in module.__all__})
+    finally:
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n.startswith("tangled")]:
+            del sys.modules[name]
+        sys.modules.update(real)
+    return found
+
+
 @settings(max_examples=150, deadline=None)
 @given(chapters())
 def test_modules_equal_cells(text: str) -> None:
@@ -109,16 +137,7 @@ def test_modules_equal_cells(text: str) -> None:
         book = read(folder)
         for cell in book.cells():
             exec(compile(cell.source, "cell", "exec"), kernel)
-        package: dict[str, Any] = {}
-        sys.path.insert(0, str(folder))
-        for path in sorted(tangle(book).modules):
-            if path.endswith(("/a.py", "/b.py")):
-                module = importlib.import_module(
-                    path.removesuffix(".py").replace("/", ".")
-                )
-                package.update(
-                    {name: vars(module)[name] for name in module.__all__}
-                )
+        package = imported(folder, tangle(book).modules)
         assert values(package) == values(kernel)
         for path, module in tangle(book).modules.items():
             chapter = text.split("\n")
@@ -127,9 +146,142 @@ def test_modules_equal_cells(text: str) -> None:
                     not line.number or chapter[line.number - 1] == line.text
                 ), path
     finally:
-        sys.path = [p for p in sys.path if p != str(folder)]
-        for name in [
-            n for n in sys.modules if n.partition(".")[0] == "tangled"
-        ]:
-            del sys.modules[name]
         shutil.rmtree(folder)
+
+
+WHOLE = (
+    FRONT
+    + """\
+```{code-cell} python
+import math
+
+from loom import continues
+```
+
+````{prf:theorem} One
+:label: thm-one
+
+$$
+x
+$$ (eq-one)
+````
+
+```{code-cell} python
+---
+tangle: diffusion/b.py
+tags: [hide-input]
+---
+# Above.
+@math.log2
+class Net:
+    \"\"\"A net.\"\"\"
+
+    size: int = math.floor(2.5)
+
+    def f(self, y: "Net" = None, *z: int) -> list[int]:
+        return [i for i in z if (n := i)]
+```
+
+```{code-cell} python
+:tangle: diffusion/b.py
+:implements: eq-one
+
+@continues(Net)
+class Net:
+    @property
+    def g(self) -> str:
+        \"\"\"Return g.\"\"\"
+        return f\'\'\'
+{self!r:>{math.e}}\'\'\'
+```
+
+```{code-cell} python
+:verifies: thm-one
+
+def test_one() -> None:
+    assert Net().g
+```
+
+```{code-cell} python
+%time x = 3
+for i in range(x):
+    pass
+```
+"""
+)
+MARKS = (
+    *"()[]{}:'\"\\`#@=%!\n\t \f\r\0\u2028é$-*&|<1",
+    *(
+        "```",
+        "---",
+        "$$",
+        '"""',
+        ":::",
+        "{code-cell}",
+        "    ",
+        "# ",
+        "lambda: ",
+        "class ",
+    ),
+    *(
+        "import ",
+        "from x import *",
+        "return ",
+        "await ",
+        "nonlocal x",
+        "global Net",
+        "del ",
+    ),
+    *(
+        "@continues(Net)\n",
+        ":tangle: ",
+        "tangle: ",
+        "&a ",
+        "*a",
+        "2024-02-31",
+        "\ufeff",
+    ),
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    """A chapter with a few lines moved, lost, doubled or changed."""
+    lines = WHOLE.split("\n")
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(lines) - 1))
+        other = draw(st.sampled_from(lines))
+        cut = draw(st.integers(0, len(lines[at])))
+        begin, end = lines[at][:cut], lines[at][cut:]
+        mark = draw(st.sampled_from(MARKS))
+        lines[at : at + 1] = draw(
+            st.sampled_from(
+                [
+                    [],
+                    [begin],
+                    [end],
+                    [begin + mark + end],
+                    [other],
+                    [other, begin + end],
+                ]
+            )
+        )
+        lines = lines or [""]
+    return "\n".join(lines)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=damaged())
+def test_damage_is_reported(text: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "_toc.yml").write_text("root: a\n")
+        (folder / "a.md").write_text(text)
+        try:
+            modules = tangle(read(folder)).modules
+        except Problems as problems:
+            for line in str(problems).split("\n"):
+                assert line.startswith(("a.md:", "_toc.yml:"))
+        else:
+            for path, module in modules.items():
+                ast.parse(module.text, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loom.__main__ import main
-from loom.write import LAST, write_atomically
+from loom.write import LAST
 
 Write = Callable[[dict[str, str]], Path]
 CHAPTER = "# Chapter\n\n```{code-cell} python\n:tangle:\n\nSIZE = 3\n```\n"
@@ -150,20 +150,93 @@ def test_a_broken_chapter_leaves_the_package_alone(root: Path) -> None:
     assert snapshot(root) == before
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["fdopen", "replace"])
+def test_a_full_disk_changes_nothing(
+    step: str,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    target = tmp_path / "module.py"
-    target.write_text("old\n")
+    edit(root / "book/diffusion/a.md", "SIZE = 3", "SIZE = 4")
+    before = snapshot(root)
 
     def full(*_: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(target, b"new\n")
-    assert [p.name for p in tmp_path.iterdir()] == ["module.py"]
-    assert target.read_text() == "old\n"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, full)
+        assert tangle(root) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("tangled/diffusion/a.py:1: L31")
+    assert "No space left" in said
+    assert snapshot(root) == before
+    assert tangle(root) == 0
+    assert check(root) == 0
+
+
+def test_after_an_interruption_nothing_seems_edited(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chapter = root / "book/diffusion/a.md"
+    second = CHAPTER.replace("# Chapter", "").replace(
+        ":tangle:", ":tangle: diffusion/b.py"
+    )
+    chapter.write_text(chapter.read_text() + second.replace("SIZE", "WIDTH"))
+    assert tangle(root) == 0
+    edit(chapter, "= 3", "= 4")
+    replaced: list[object] = []
+    replace = os.replace
+
+    def interrupted(temporary: str, target: Path) -> None:
+        if replaced:
+            raise KeyboardInterrupt
+        replaced.append(target)
+        replace(temporary, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tangle(root)
+    assert "SIZE = 4" in (root / MODULE).read_text()
+    assert "WIDTH = 3" in (root / MODULE).with_stem("b").read_text()
+    assert not list(root.rglob(".loom-*"))
+    edit(chapter, "= 4", "= 5")
+    assert tangle(root) == 0
+    assert check(root) == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "linked folder", "file"])
+def test_something_else_stands_in_the_way(
+    kind: str, write_book: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_book({"book/diffusion/a.md": CHAPTER, "else/a.py": "mine\n"})
+    module = root / MODULE
+    if kind == "file":
+        module.parent.parent.write_text("mine\n")
+    elif kind == "linked folder":
+        module.parent.parent.mkdir()
+        module.parent.symlink_to(root / "else")
+    else:
+        module.parent.mkdir(parents=True)
+        module.mkdir() if kind == "folder" else module.symlink_to(
+            root / "else/a.py"
+        )
+    before = snapshot(root)
+    assert tangle(root) == 1
+    assert f"{MODULE}:1: L17" in capsys.readouterr().err
+    assert snapshot(root) == before
+    assert (root / "else/a.py").read_text() == "mine\n"
+
+
+def test_without_the_program_git(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(root / LAST)
+    edit(root / "book/diffusion/a.md", "SIZE = 3", "SIZE = 4")
+    monkeypatch.setenv("PATH", "")
+    assert tangle(root) == 1
+    assert "SIZE = 3" in (root / MODULE).read_text()
 
 
 def test_the_result_does_not_depend_on_the_hash_seed(root: Path) -> None:
@@ -190,15 +263,41 @@ def test_the_result_does_not_depend_on_the_hash_seed(root: Path) -> None:
             "_toc.yml:1: B03 the table of contents names no root",
         ),
         ("root: book/none\n", "_toc.yml:1: B01 book/none.md does not exist"),
+        (b"root: \xff\n", "_toc.yml:1: B02 this file is not UTF-8"),
+        (
+            "- root\n",
+            "_toc.yml:1: B03 this YAML does not parse: it is no mapping",
+        ),
+        ("root: ../a\n", "_toc.yml:1: B03 '../a' is no path of this folder"),
+        ("root: a\nparts: 3\n", "_toc.yml:1: B03 'parts' is a list"),
+        ("root: a\nchapters:\n- b\n", "_toc.yml:1: B03 'b' is no entry"),
+        (
+            "root: a\nchapters:\n- glob: b*\n",
+            "_toc.yml:1: B03 loom does not read 'glob'",
+        ),
+        (
+            "root: a\nchapters: &x\n- chapters: *x\n",
+            "_toc.yml:1: B03 an entry contains itself",
+        ),
+        (
+            "root: a\nchapters:\n- file: b\n- file: b.md\n",
+            "_toc.yml:4: B03 b is listed twice",
+        ),
+        (
+            "root: a\nchapters:\n- file: a2\n  sections:\n  - {file: b.md}  # later\n",
+            "_toc.yml:1: B01 a.md does not exist\n_toc.yml:3: B01 a2.md does not exist\n"
+            "_toc.yml:5: B01 b.md does not exist",
+        ),
     ],
 )
 def test_a_broken_table_of_contents(
-    toc: str | None,
+    toc: str | bytes | None,
     message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if toc is not None:
-        (tmp_path / "_toc.yml").write_text(toc)
+        data = toc if isinstance(toc, bytes) else toc.encode()
+        (tmp_path / "_toc.yml").write_bytes(data)
     assert main(["-C", str(tmp_path), "check"]) == 1
     assert capsys.readouterr().err.startswith(message)

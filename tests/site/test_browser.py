@@ -1,6 +1,7 @@
 """The site in a browser: nothing fails, nothing is fetched from elsewhere, all of it fits."""
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from tests.site.conftest import visit
 
@@ -103,3 +104,22 @@ def test_a_solution_unfolds_by_keyboard(site, address, quiet_page):
         quiet_page.locator("details.answer").first.get_attribute("open")
         is not None
     )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "book/index.html",
+        "book/diffusion/forward.html",
+        "book/appendix/results.html",
+        "code/tangled/diffusion/forward.html",
+    ],
+)
+def test_nothing_keeps_a_reader_out(browser, address, path, scheme):
+    page = browser.new_page(color_scheme=scheme)
+    visit(page, f"{address}/{path}")
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    found = Axe().run(page, options=rules).response["violations"]
+    page.close()
+    assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []

@@ -9,6 +9,7 @@ from itertools import islice
 import pytest
 import sympy
 import torch
+from diffusers import DDPMScheduler
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -20,7 +21,12 @@ from tangled.diffusion.forward import (
     transition,
 )
 from tangled.diffusion.gaussian import log_normal, standard_score
-from tangled.diffusion.schedule import Schedule, per_sample
+from tangled.diffusion.schedule import (
+    Schedule,
+    per_sample,
+    schedule_named,
+    to_index,
+)
 
 
 def test_the_induction_step_is_an_identity():
@@ -31,8 +37,8 @@ def test_the_induction_step_is_an_identity():
 
 def test_the_recursion_meets_the_closed_form_at_every_step():
     schedule = Schedule.linear(1000)
-    one, zero = torch.ones(1).double(), torch.zeros(1).double()
-    mean, variance = one, zero
+    mean, variance = torch.ones(1).double(), 0.0
+    zero = torch.zeros(1).double()
     for t in range(1, schedule.T + 1):
         mean = forward_step(mean, t, zero, schedule)
         variance = schedule.alpha[t] * variance + schedule.beta[t]
@@ -57,9 +63,8 @@ def whitened(jump: Callable[..., Tensor]) -> Tensor:
     x0 = torch.tensor(load_digits().images / 8 - 1)
     t = torch.randint(1, 1001, (len(x0),), generator=generator)
     eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
-    signal = per_sample(schedule.signal, t, x0)
-    noise_std = per_sample(schedule.noise_std, t, x0)
-    return ((jump(x0, t, eps, schedule) - signal * x0) / noise_std).flatten()
+    noise = jump(x0, t, eps, schedule) - schedule.signal[t, None, None] * x0
+    return (noise / schedule.noise_std[t, None, None]).flatten()
 
 
 def test_what_the_jump_adds_is_white_noise():
@@ -99,11 +104,12 @@ def test_two_transitions_compose_to_one():
         first, second = transition(schedule, r, s), transition(schedule, s, t)
         scale, variance = transition(schedule, r, t)
         through = second[0] ** 2 * first[1] + second[1]
-        torch.testing.assert_close(first[0] * second[0], scale)
-        torch.testing.assert_close(through, variance, rtol=1e-12, atol=1e-14)
-    start = transition(schedule, 0, 1000)
-    torch.testing.assert_close(start[0], schedule.signal[-1])
-    torch.testing.assert_close(start[1], schedule.noise_std[-1] ** 2)
+        assert abs(first[0] * second[0] - scale) < 1e-14
+        assert abs(through - variance) < 1e-14
+    for t in range(schedule.T + 1):  # from the data it is the theorem
+        scale, variance = transition(schedule, 0, t)
+        assert abs(scale - schedule.signal[t]) < 1e-14
+        assert abs(variance - schedule.noise_std[t] ** 2) < 1e-14
 
 
 def test_the_marginal_variance_is_not_the_variance_of_a_transition():
@@ -169,18 +175,22 @@ def test_covariance_recursion():
         assert (covariance - expected).abs().max() < 1e-13
 
 
-def test_variance_of_diffused_digit_pixels():
+def pixel_score(jump: Callable[..., Tensor], step: int) -> float:
+    """Return the standard score of the variance of single digit pixels."""
     schedule = Schedule.linear(1000)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.tensor(load_digits().images / 8 - 1).flatten()
     pick = torch.randint(len(pixels), (100_000,), generator=generator)
     eps = torch.randn(pick.shape, generator=generator, dtype=pixels.dtype)
-    for t in (0, 100, 250, 500):
-        x = diffuse(pixels[pick], torch.full_like(pick, t), eps, schedule)
-        power, spread = schedule.alpha_bar[t], pixels.var(correction=0)
-        squares = (x - schedule.signal[t] * pixels.mean()) ** 2
-        expected = (power * spread + 1 - power).item()
-        assert abs(standard_score(squares, expected)) < 5
+    x = jump(pixels[pick], torch.full_like(pick, step), eps, schedule)
+    squares = (x - schedule.signal[step] * pixels.mean()) ** 2
+    power, spread = schedule.alpha_bar[step], pixels.var(correction=0)
+    return standard_score(squares, (power * spread + 1 - power).item())
+
+
+def test_variance_of_diffused_digit_pixels():
+    for step in (0, 100, 250, 500):
+        assert abs(pixel_score(diffuse, step)) < 5
 
 
 def variance_spread(jump: Callable[..., Tensor]) -> float:
@@ -203,9 +213,10 @@ def test_constancy_of_variance_is_the_wrong_test():
 
 def test_noise_that_depends_on_the_data_is_caught():
     def dependent(x0, t, eps, schedule):
-        return diffuse(x0, t, (eps + x0) / 2**0.5, schedule)  # WRONG
+        white = (x0 - x0.mean()) / x0.std()
+        return diffuse(x0, t, (eps + white) / 2**0.5, schedule)  # WRONG
 
-    assert abs(standard_score(whitened(dependent), 0.0)) > 20
+    assert pixel_score(dependent, 250) > 20
 
 
 def test_snr_falls_strictly_on_random_schedules():
@@ -218,7 +229,11 @@ def test_snr_falls_strictly_on_random_schedules():
         assert (schedule.snr.diff() < 0).all()
         assert (schedule.half_log_snr.diff() < 0).all()
         assert (schedule.phi.diff() > 0).all()
-        torch.testing.assert_close(schedule.phi.cos(), schedule.signal)
+        # The four units say the same.
+        squared, log = schedule.rho[1:] ** 2, schedule.rho[1:].log()
+        assert (squared * schedule.snr[1:] - 1).abs().max() < 1e-14
+        assert (log + schedule.half_log_snr[1:]).abs().max() < 1e-13
+        assert (schedule.phi.cos() - schedule.signal).abs().max() < 1e-15
 
 
 def test_a_step_without_noise_stops_the_fall_and_is_refused():
@@ -230,21 +245,53 @@ def test_a_step_without_noise_stops_the_fall_and_is_refused():
         Schedule.from_betas(beta)
 
 
-def test_a_table_that_is_off_by_one_is_caught():
-    schedule = Schedule.linear(1000)
-    table = schedule.alpha_bar[1:]  # as other libraries store it: index t - 1
-    assert table[1] == schedule.alpha_bar[2]  # WRONG: step 1 reads step 2
-    assert (1 - table[1]) / schedule.noise_std[1] ** 2 > 2  # twice the noise
-    assert table[0 - 1] == schedule.alpha_bar[1000]  # WRONG: x_0 is all noise
+LIBRARY = {  # our name: theirs, beta_1, beta_T
+    "linear": ("linear", 1e-4, 0.02),
+    "scaled_linear": ("scaled_linear", 0.00085, 0.012),
+    "cosine": ("squaredcos_cap_v2", 1e-4, 0.02),
+    "sigmoid": ("sigmoid", 1e-4, 0.02),
+}
 
 
-def test_the_right_table_leaves_the_data_alone():
+def test_tables_and_noisy_pictures_are_those_of_diffusers():
+    x0, eps = torch.randn(
+        2, 4, 8, 8, generator=torch.Generator().manual_seed(0)
+    )
+    t = torch.tensor([1, 250, 999, 1000])
+    for name, (theirs, start, end) in LIBRARY.items():
+        ours = schedule_named(name, 1000)
+        library = DDPMScheduler(
+            beta_schedule=theirs, beta_start=start, beta_end=end
+        )
+        for table, own, tolerance in (
+            (library.betas, ours.beta, 3e-7),
+            (library.alphas_cumprod, ours.alpha_bar, 5e-7),
+        ):
+            assert (table.double() - own[1:]).abs().max() < tolerance
+        noisy = library.add_noise(x0, eps, to_index(t))
+        torch.testing.assert_close(
+            noisy, diffuse(x0, t, eps, ours), rtol=0, atol=1e-5
+        )
+
+
+def test_step_zero_returns_the_data():
     schedule = Schedule.linear(1000)
     x0, eps = torch.ones(3, 2).double(), torch.full((3, 2), 9.0).double()
     assert torch.equal(diffuse(x0, torch.zeros(3).long(), eps, schedule), x0)
     for t in (-1, 1001):
         with pytest.raises(ValueError, match=r"t must lie in 0\.\.1000"):
             diffuse(x0, torch.full((3,), t), eps, schedule)
+
+
+def test_wrong_indices_are_caught():
+    schedule = Schedule.linear(1000)
+    table = schedule.alpha_bar[1:]  # as other libraries store it: index t - 1
+    x0, eps = torch.tensor(1.0).double(), torch.tensor(9.0).double()
+    for index in (0, 0 - 1):  # WRONG at t = 0: no shift; a shift too far
+        x = table[index].sqrt() * x0 + (1 - table[index]).sqrt() * eps
+        assert x != x0
+    assert abs(x - eps) < 0.01  # the last entry: x_0 became pure noise
+    assert (1 - table[1]) / schedule.noise_std[1] ** 2 > 2  # step 1 reads 2
 
 
 def test_prior_term_against_quadrature():
@@ -260,6 +307,8 @@ def test_prior_term_against_quadrature():
     average = torch.trapezoid(mixed * (mixed / prior).log(), x)
     exact = prior_term(data, schedule)
     torch.testing.assert_close(exact, torch.stack(gap), rtol=1e-10, atol=0)
+    both = prior_term(torch.stack([data, data], 1), schedule)
+    torch.testing.assert_close(both, 2 * exact, rtol=1e-14, atol=0)
     torch.testing.assert_close(  # the identity behind the bound
         exact.mean(), average + (known[0] + known[1]) / 2, rtol=1e-10, atol=0
     )

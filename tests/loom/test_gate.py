@@ -4,7 +4,6 @@ import pytest
 
 from loom.weave.macros import latex
 from loom.weave.pdf import build, failure, faults
-from loom.weave.provenance import marked
 from loom.weave.state import State, inputs
 
 SOURCE = [
@@ -86,12 +85,3 @@ def test_any_change_of_an_input_is_noticed(tmp_path):
     assert state.matches(inputs(tmp_path))
     chapter.write_text("two")
     assert not state.matches(inputs(tmp_path))
-
-
-def test_marks_of_tests_are_read(tmp_path):
-    file = tmp_path / "tests/part/test_x.py"
-    file.parent.mkdir(parents=True)
-    file.write_text(
-        '@pytest.mark.verifies("thm-a", "eq-b")\ndef test_y(): ...\n'
-    )
-    assert marked(tmp_path) == [("thm-a", "test_y"), ("eq-b", "test_y")]

@@ -1,0 +1,125 @@
+"""The reference of the package: each public definition with its docstring and its derivation."""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+
+from docutils import nodes
+
+from loom.reach import Code as Graph
+from loom.tangle import Definition, Tangled
+from loom.weave.links import Links
+from loom.weave.provenance import Label, Module, Name, Note, anchor, listed
+from loom.weave.source import Source
+
+__all__ = ["package", "public", "users"]
+
+CITATION = re.compile(r"Implements [\w:, -]+\s+\([^)]*\)\.$", re.DOTALL)
+
+
+def public(tangled: Tangled) -> list[Definition]:
+    """The definitions of the package that have no leading underscore, in the book's order."""
+    return [
+        d
+        for d in tangled.definitions
+        if d.path.startswith("tangled/") and not any(p.startswith("_") for p in d.name.split("."))
+    ]
+
+
+def users(graph: Graph, definition: Definition, tangled: Tangled) -> list[Definition]:
+    """The definitions of the package that use another one directly."""
+    return [
+        d
+        for d in tangled.definitions
+        if d.path.startswith("tangled/")
+        and d.dotted != definition.dotted
+        and not definition.dotted.startswith(f"{d.dotted}.")
+        and graph.uses(d.dotted, definition.dotted)
+    ]
+
+
+def package(loaded: Source, links: Links, home: str) -> list[nodes.Node]:
+    """For each module its sentence, then its definitions as they are called."""
+    made: list[nodes.Node] = []
+    for path, module in loaded.tangled.modules.items():
+        own = [d for d in public(loaded.tangled) if d.path == path]
+        if not own:
+            continue
+        tree = ast.parse(module.text)
+        summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+        title = path.removesuffix(".py").replace("/", ".")
+        made += [nodes.rubric("", "", nodes.literal(title, title)), nodes.paragraph("", summary)]
+        nested = _nodes(tree)
+        for d in own:
+            made += _entry(d, nested[d.name], module.text.split("\n"), links, home)
+    return made
+
+
+def _nodes(tree: ast.Module) -> dict[str, ast.stmt]:
+    found: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        for name in _names(node):
+            found[name] = node
+        if isinstance(node, ast.ClassDef):
+            for child in node.body:
+                for name in _names(child):
+                    found.setdefault(f"{node.name}.{name}", child)
+    return found
+
+
+def _names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def _entry(
+    definition: Definition, node: ast.stmt, lines: list[str], links: Links, home: str
+) -> list[nodes.Node]:
+    """A definition: its head as it is written, its docstring, where it comes from."""
+    body = getattr(node, "body", None)
+    last = body[0].lineno - 1 if body else node.end_lineno
+    head = inspect.cleandoc("\n".join(lines[definition.first - 1 : last]))
+    docstring = ast.get_docstring(node) if body else None  # type: ignore[arg-type]
+    made: list[nodes.Node] = [nodes.literal_block(head, head, language="python")]
+    for paragraph in re.split(r"\n\s*\n", docstring or ""):
+        if paragraph and not CITATION.match(paragraph):
+            made += _paragraph(paragraph)
+    where = Name("in the chapter", definition.chapter.removesuffix(".md"), anchor(definition.name))
+    parts: Note = (where, " · ", Module(definition.path, definition.name))
+    if definition.implements:
+        parts = (
+            "Implements ",
+            *listed([Label(label)] for label in definition.implements),
+            " · ",
+            *parts,
+        )
+    made.append(nodes.paragraph("", "", *links.written(parts, home), classes=["provenance"]))
+    return made
+
+
+def _paragraph(text: str) -> Iterator[nodes.Node]:
+    """A paragraph of a docstring; a section such as `Raises:` becomes a list."""
+    first, _, rest = text.partition("\n")
+    if not (first.endswith(":") and first[:-1].isalpha() and rest):
+        yield nodes.paragraph("", "", *_inline(" ".join(text.split())))
+        return
+    entries: list[str] = []
+    for line in textwrap.dedent(rest).split("\n"):
+        if line[:1].isspace() and entries:
+            entries[-1] += " " + line.strip()
+        else:
+            entries.append(line.strip())
+    yield nodes.paragraph("", "", nodes.emphasis("", first))
+    items = (nodes.list_item("", nodes.paragraph("", "", *_inline(e))) for e in entries)
+    yield nodes.bullet_list("", *items)
+
+
+def _inline(text: str) -> Iterator[nodes.Node]:
+    """Text with its code between backticks."""
+    for i, part in enumerate(text.split("`")):
+        if part:
+            yield nodes.literal(part, part) if i % 2 else nodes.Text(part)
