@@ -154,7 +154,7 @@ def rungs() -> list[Tensor]:
     """Return draws of the ladder's middle for K = 1, 16, 256, 4096."""
     chain, q, x0 = toy()
     generator = torch.Generator().manual_seed(0)
-    logs = forward_log_weights(chain, q, x0.expand(2**19), generator)
+    logs = forward_log_weights(chain, q, x0.expand(2**18), generator)
     return [
         logs.reshape(-1, K).logsumexp(1) - math.log(K)
         for K in (1, 16, 256, 4096)
