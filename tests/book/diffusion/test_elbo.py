@@ -601,7 +601,7 @@ def test_a_mean_over_the_dimensions_is_not_the_term():
     chain, q, x0 = toy()
     exact = bound_from_kernels(chain, q, x0)
     D = 8  # eight equal coordinates: every term is eight times as large
-    terms = D * terms_of_the_toy()
+    terms = D * terms_by_code()
     averaged = terms[0] + terms[1:-1].sum() / D + terms[-1]  # WRONG: mean
     assert abs(terms.sum() - D * exact) < 1e-10  # CORRECT: sum
     assert averaged < -D * chain.log_prob(x0)  # below the truth: no bound
@@ -617,7 +617,7 @@ def test_a_weight_with_the_square_of_the_variance_is_caught():
 
 def test_a_wrong_sign_turns_the_bound_over():
     chain, _, x0 = toy()
-    terms = terms_of_the_toy()
+    terms = terms_by_code()
     wrong = terms[0] + terms[-1] - terms[1:-1].sum()  # WRONG: minus
     assert wrong < -chain.log_prob(x0) < terms.sum()
 
