@@ -168,6 +168,6 @@ def table(
 
     group += nodes.thead("", row([nodes.Text(head)] for head in heads))
     group += nodes.tbody("", *(row(cells) for cells in rows))
-    made = nodes.table("", group, classes=["colwidths-given", "longtable"])
+    made = nodes.table("", group, classes=["colwidths-given", "longtable", "listing"])
     made["colwidths-given"] = True
     return made
