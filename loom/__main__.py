@@ -25,6 +25,15 @@ CHECK = """\
 Write nothing; exit with 1 if tangled/ or tests/book/ is not what the chapters
 say, or if a result of the book is not proved, implemented, verified and refuted.
 """
+SYNC = """\
+Carry what was edited by hand in tangled/ or tests/book/ into the cells of the
+chapters. If a chapter changed as well, both changes are merged. An edit that
+cannot be carried is named, and then nothing is written.
+"""
+WHERE = """\
+Tell the chapter line of a line of a module, or the lines of the modules that are
+made from a line of a chapter: loom where tangled/part/name.py:22
+"""
 RUN = """\
 Run the chapters whose results are not in the cache, two at a time, longest
 first. An interrupted run goes on where it stopped.
@@ -57,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     verbs = main.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser("tangle", help="make the package from the chapters", description=TANGLE)
     verbs.add_parser("check", help="compare the package with the chapters", description=CHECK)
+    verbs.add_parser("sync", help="carry edits of the package to the chapters", description=SYNC)
+    where = verbs.add_parser("where", help="find a line on the other side", description=WHERE)
+    where.add_argument("place", metavar="FILE:LINE", help="of a module or of a chapter")
     run = verbs.add_parser("run", help="execute the chapters", description=RUN)
     run.add_argument("chapters", nargs="*", metavar="CHAPTER", help="only these, book/part/name.md")
     run.add_argument("--lanes", type=int, default=2, metavar="N", help="chapters at a time (2)")
@@ -81,7 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.verb == "run":
             run = {"lanes": options.lanes, "force": options.force}
             return _call("loom.run:main", book, options.chapters, **run)
+        if options.verb == "sync":
+            return _call("loom.sync:main", book)
         tangled = tangle(book)
+        if options.verb == "where":
+            return _call("loom.where:main", book, tangled, options.place)
         if options.verb == "tangle":
             for path in write(book, tangled):
                 print(path)

@@ -2,7 +2,7 @@
 
 import keyword
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +15,7 @@ from mdit_py_plugins.front_matter import front_matter_plugin
 
 from loom.errors import Problem, Problems
 
-__all__ = ["Book", "Cell", "Chapter", "Line", "read"]
+__all__ = ["Book", "Cell", "Chapter", "Line", "read", "revised"]
 
 ROLES = ("tangle", "verifies", "refutes")
 # Options of a cell: loom's own, and those of the notebook.
@@ -42,11 +42,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Cell:
-    """A code cell; `index` counts those of its chapter from 0, `line` is its fence's."""
+    """A code cell; `index` counts those of its chapter from 0, `line` and `end` are its fences."""
 
     chapter: "Chapter" = field(repr=False, compare=False)
     index: int
     line: int
+    end: int
     options: dict[str, Any]
     lines: tuple[Line, ...]
 
@@ -166,6 +167,19 @@ def read(root: Path) -> Book:
     if problems:
         raise Problems(problems)
     return Book(root, tuple(chapters))
+
+
+def revised(book: Book, texts: Mapping[str, str]) -> Book:
+    """The book with other texts of some chapters, by their paths; nothing is read from disk.
+
+    Raises:
+        Problems: if one of these chapters is not as the book's rules ask.
+    """
+    chapters = [
+        _chapter(c.path, c.order, c.part, texts[c.path]) if c.path in texts else c
+        for c in book.chapters
+    ]
+    return Book(book.root, tuple(chapters))
 
 
 def _text(root: Path, path: str) -> str:
@@ -363,7 +377,7 @@ def _cell(chapter: Chapter, index: int, token: Token, text: list[str]) -> Cell:
         body = body[1:]
     while body and not body[-1].text.strip():
         body = body[:-1]
-    cell = Cell(chapter, index, first, options, tuple(body))
+    cell = Cell(chapter, index, first, end, options, tuple(body))
     if sentence := _refused_options(cell):
         raise refuse(first, "L01", sentence)
     return cell

@@ -10,7 +10,7 @@ from loom.book import Cell, Line
 from loom.continues import FIRST_CELL
 from loom.errors import Problem, Problems
 
-__all__ = ["Piece", "Statement", "pieces", "statements"]
+__all__ = ["Piece", "Statement", "assigned", "is_guard", "pieces", "problem", "statements"]
 
 OLDEST = (3, 11)
 
@@ -126,9 +126,9 @@ def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
             new.append(Piece(node.name, "class", cell, statement.lines, members))
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             new.append(Piece(node.name, "function", cell, statement.lines, (("", cell),)))
-        elif (names := _assigned(node)) and "__all__" not in names:
+        elif (names := assigned(node)) and "__all__" not in names:
             new.append(Piece(",".join(names), "constant", cell, statement.lines, (("", cell),)))
-        elif _is_guard(node):
+        elif is_guard(node):
             new.append(Piece("", "guard", cell, statement.lines))
         else:
             line = cell.lines[node.lineno - 1].number
@@ -148,7 +148,7 @@ def _trimmed(lines: tuple[Line, ...]) -> tuple[Line, ...]:
     return lines
 
 
-def _assigned(node: ast.stmt) -> list[str]:
+def assigned(node: ast.stmt) -> list[str]:
     """The names of a constant; empty if the statement is none."""
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
         return [node.target.id]
@@ -163,7 +163,8 @@ def _assigned(node: ast.stmt) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _is_guard(node: ast.stmt) -> bool:
+def is_guard(node: ast.stmt) -> bool:
+    """Tell whether a statement is `if __name__ == "__main__":`."""
     return (
         isinstance(node, ast.If)
         and ast.unparse(node.test) == "__name__ == '__main__'"
@@ -180,7 +181,7 @@ def _members(node: ast.ClassDef) -> list[str]:
 def _members_of(child: ast.stmt) -> list[str]:
     if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [child.name]
-    return _assigned(child)
+    return assigned(child)
 
 
 def _continued(node: ast.ClassDef) -> str | None:
