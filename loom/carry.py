@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
+from itertools import zip_longest
 
 from loom.book import Book, Cell, Chapter
 from loom.errors import Problem, Problems
@@ -16,12 +17,10 @@ from loom.segments import Segment, cut
 from loom.tangle import Module
 from loom.threeway import Sited, matching
 
-__all__ = ["Edits", "View", "carry", "view"]
+__all__ = ["Edits", "Made", "Wanted", "carry", "made"]
 
 Place = tuple[str, int]
 Named = list[tuple[str, list[str]]]
-# A module as its chapters have it: each definition's name and lines.
-View = list[tuple[str, list[Sited]]]
 
 
 @dataclass
@@ -69,18 +68,44 @@ def _header(text: str) -> bool:
     return text.startswith(("@continues(", "class "))
 
 
-def view(book: Book, module: Module) -> View:
-    """The definitions of a module, with their lines as they stand in the chapters."""
+@dataclass(frozen=True)
+class Made:
+    """A definition as loom makes it: its lines, and those of them that stand in the chapter."""
+
+    name: str
+    lines: list[str]
+    carried: list[str]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A definition as a module shall have it; a new one may get lines of loom's as well."""
+
+    name: str
+    lines: tuple[Sited, ...]
+    new: bool
+
+    def lost(self, made: Made) -> Sited | None:
+        """The first line that is not made as it is wanted, if there is one."""
+        theirs = made.carried if self.new else made.lines
+        pairs = enumerate(zip_longest([line.text for line in self.lines], theirs))
+        bad = next((at for at, (a, b) in pairs if a != b), None)
+        return None if bad is None else self.lines[min(bad, len(self.lines) - 1)]
+
+
+def made(book: Book, module: Module) -> list[Made]:
+    """The definitions of a module."""
     texts = _Texts(book)
-    segments = cut([placed.text for placed in module.lines])[1]
-    return [
-        (s.name, [Sited(texts[p], *_place(p)) for p in module.lines[s.first : s.end] if p.number])
-        for s in segments
-    ]
+    found: list[Made] = []
+    for segment in cut([placed.text for placed in module.lines])[1]:
+        lines = module.lines[segment.first : segment.end]
+        carried = [texts[placed] for placed in lines if placed.number]
+        found.append(Made(segment.name, [placed.text for placed in lines], carried))
+    return found
 
 
-def carry(book: Book, module: Module, wanted: Sequence[Sited], edits: Edits) -> View:
-    """Add to `edits` what makes a module's definitions the wanted ones; return their new view.
+def carry(book: Book, module: Module, wanted: Sequence[Sited], edits: Edits) -> list[Wanted]:
+    """Add to `edits` what makes a module's definitions the wanted ones; return these.
 
     Raises:
         Problems: if a change cannot be placed in the chapters.
@@ -118,26 +143,24 @@ class _Carrier:
         self.old = cut([placed.text for placed in module.lines])[1]
         self.new = cut([line.text for line in wanted])[1]
 
-    def carry(self) -> View:
-        pairs = dict(
-            _pairs(self._named(self.old, self.module.lines), self._named(self.new, self.wanted))
-        )
+    def carry(self) -> list[Wanted]:
+        """Go through the definitions in their order; each finds its place by those above."""
+        old, new = self._named(self.old, self.module.lines), self._named(self.new, self.wanted)
+        pairs = dict(_pairs(old, new))
         for i in set(range(len(self.old))) - set(pairs.values()):
             self._delete(self._now(self.old[i]))
-        seen: View = []
+        definitions: list[Wanted] = []
         above: Segment | None = None
         for j, segment in enumerate(self.new):
             lines = list(self.wanted[segment.first : segment.end])
             if j in pairs:
                 above = self.old[pairs[j]]
-                lines = self._change(self._now(above), lines)
+                self._change(self._now(above), lines)
             else:
-                below = next(
-                    (self.old[pairs[k]] for k in range(j, len(self.new)) if k in pairs), None
-                )
+                below = next((self.old[pairs[k]] for k in sorted(pairs) if k > j), None)
                 self._add(j, lines, above, below)
-            seen.append((segment.name, lines))
-        return seen
+            definitions.append(Wanted(segment.name, tuple(lines), j not in pairs))
+        return definitions
 
     def _named(self, segments: list[Segment], lines: Sequence[Placed | Sited]) -> Named:
         return [(s.name, [line.text for line in lines[s.first : s.end]]) for s in segments]
@@ -169,8 +192,8 @@ class _Carrier:
     def _code(self, path: str, number: int) -> bool:
         return (path, number) in self.cells and bool(self.texts.lines[path][number - 1].strip())
 
-    def _change(self, old: list[Placed], new: list[Sited]) -> list[Sited]:
-        """Change the lines of a definition; return those that its chapter shall have."""
+    def _change(self, old: list[Placed], new: list[Sited]) -> None:
+        """Change the lines of a definition."""
         opcodes = matching([placed.text for placed in old], [line.text for line in new])
         kept = {
             j: old[j - j1 + i1]
@@ -191,7 +214,6 @@ class _Carrier:
                         self.edits.changed[_place(kept[j])] = shown[j]
             else:
                 self._replace(old, i1, i2, inserted)
-        return list(shown.values())
 
     def _tail(self, old: list[Placed], below: Placed | None) -> str:
         """What loom took from the end of the chapter line above `below`: closing quotes."""

@@ -6,18 +6,17 @@ the chapters would become is tangled in memory, and written only if it makes the
 """
 
 from codecs import BOM_UTF8
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 
 from loom.book import Book, revised
-from loom.carry import Edits, View, carry, view
+from loom.carry import Edits, Wanted, carry, made
 from loom.errors import Problem, Problems
 from loom.segments import cut
 from loom.tangle import Module, Tangled, tangle
-from loom.threeway import Overlap, Sited, matching, merge
+from loom.threeway import Overlap, Sited, merge
 from loom.write import base, edited, owned, settle, write
 
 __all__ = ["main", "sync"]
@@ -42,11 +41,11 @@ def sync(book: Book) -> list[str]:
     if not found:
         return []
     edits = Edits()
-    views: dict[str, View] = {}
+    wanted: dict[str, list[Wanted]] = {}
     problems: list[Problem] = []
     for edit in found:
         try:
-            views[edit.path] = carry(book, edit.now, edit.wanted(), edits)
+            wanted[edit.path] = carry(book, edit.now, edit.wanted(), edits)
         except Problems as refused:
             problems += refused.problems
         except SyntaxError as error:
@@ -61,9 +60,10 @@ def sync(book: Book) -> list[str]:
         result = tangle(after)
     except Problems as refused:
         raise Problems(_where(book, p, lines) for p in refused.problems) from None
-    problems += _lost(tangled, after, result, views)
+    problems += _lost(tangled, after, result, wanted)
     for edit in found:
-        problems += edit.overruled(result.modules.get(edit.path))
+        if edit.path in result.modules:
+            problems += edit.overruled(result.modules[edit.path])
     if problems:
         raise Problems(problems)
     chapters = {path: _bytes(book, path, text) for path, text in texts.items()}
@@ -106,22 +106,20 @@ class Edit:
             raise Problems([Problem(here.path, here.number, "S04", sentence)]) from None
         return [*ours[:top], *below]
 
-    def overruled(self, result: Module | None) -> Iterator[Problem]:
-        """Edits of lines that loom writes, unless it would write them just so."""
-        before, after = _lines(self.path, self.base), result.lines if result else ()
-        top, made = cut(self.lines)[0], {line.text for line in after}
-        kept, written = Counter(self.lines), Counter(line.text for line in after if not line.number)
-        for tag, i1, i2, j1, j2 in matching(before, self.lines):
-            if tag == "equal":
-                continue
-            for at, text in enumerate(self.lines[j1 : min(j2, top)], j1 + 1):
-                if result and text not in made:
-                    sentence = f"loom writes this part, and would not write '{text.strip()}'"
-                    yield Problem(self.path, at, "S02", sentence)
-            for text in before[i1:i2]:
-                if text.strip() and written[text] > kept[text]:
-                    sentence = f"loom writes this part, and would write '{text.strip()}' again"
-                    yield Problem(self.path, min(j1 + 1, len(self.lines)), "S02", sentence)
+    def overruled(self, result: Module) -> Iterator[Problem]:
+        """Edits of what loom writes on top, unless it would write just that."""
+        texts = [line.text for line in result.lines]
+        old, new, written = (
+            lines[: cut(lines)[0]] for lines in (_lines(self.path, self.base), self.lines, texts)
+        )
+        for at, text in enumerate(new, 1):
+            if text not in old and text not in written:
+                sentence = f"loom writes this part, and would not write '{text.strip()}'"
+                yield Problem(self.path, at, "S02", sentence)
+        for text in old:
+            if text not in new and text in written:
+                sentence = f"loom writes this part, and would write '{text.strip()}' again"
+                yield Problem(self.path, 1, "S02", sentence)
 
 
 def _sited(module: Module) -> list[Sited]:
@@ -195,31 +193,27 @@ def _imports(book: Book, path: str) -> str | None:
 
 
 def _lost(
-    before: Tangled, book: Book, result: Tangled, views: Mapping[str, View]
+    before: Tangled, book: Book, result: Tangled, wanted: Mapping[str, list[Wanted]]
 ) -> Iterator[Problem]:
     """Where the new chapters do not make what they should: the edits, and all else as it was."""
     for path, module in before.modules.items():
-        made = result.modules.get(path)
-        if path in views:
-            if site := _first_lost(views[path], view(book, made) if made else []):
-                sentence = "this edit would not come back from the chapter: make it there"
-                yield Problem(site.path, site.number, "S05", sentence)
-        elif not made or _carried(made) != _carried(module):
-            sentence = "an edit of another module would change this one: edit the chapter instead"
-            yield Problem(path, 1, "S05", sentence)
+        after = result.modules.get(path)
+        if path not in wanted:
+            if not after or _carried(after) != _carried(module):
+                sentence = "an edit of another module would change this one: make it in the chapter"
+                yield Problem(path, 1, "S05", sentence)
+            continue
+        definitions = made(book, after) if after else []
+        for one, other in zip_longest(wanted[path], definitions):
+            site = one.lost(other) if one and other else _sited(module)[-1]
+            if site:
+                sentence = "the chapter would not make this so: loom wrote it, or it moved"
+                yield Problem(site.path, site.number, "S02", sentence)
+                break
 
 
 def _carried(module: Module) -> list[str]:
     return [line.text for line in module.lines if line.number]
-
-
-def _first_lost(wanted: View, made: View) -> Sited | None:
-    """The first wanted line that is not made, or in whose place stands another."""
-    ours = [(name, line.text, line) for name, lines in wanted for line in lines]
-    theirs = [(name, line.text) for name, lines in made for line in lines]
-    pairs = zip_longest(ours, theirs)
-    bad = next((at for at, (a, b) in enumerate(pairs) if a is None or a[:2] != b), None)
-    return None if bad is None else ours[min(bad, len(ours) - 1)][2]
 
 
 def _bytes(book: Book, path: str, text: str) -> bytes:
