@@ -1,16 +1,13 @@
 """The command `loom`."""
 
 import argparse
+import gc
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from loom.book import read
-from loom.check import check
 from loom.errors import Problems
-from loom.tangle import tangle
-from loom.write import write
 
 DESCRIPTION = """\
 Compile the book of this folder. The chapters that _toc.yml lists are the source;
@@ -83,33 +80,41 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parser().parse_args(arguments)
+    root = options.root.resolve()
     try:
-        root = options.root.resolve()
         if options.verb in BUILDS:
             return _call(BUILDS[options.verb][1], root)
         if options.verb == "serve":
             return _call("loom.serve:serve", root, options.port)
-        book = read(root)
         if options.verb == "run":
+            from loom.book import read
+
             run = {"lanes": options.lanes, "force": options.force}
-            return _call("loom.run:main", book, options.chapters, **run)
-        if options.verb == "sync":
-            return _call("loom.sync:main", book)
-        tangled = tangle(book)
-        if options.verb == "where":
-            return _call("loom.where:main", book, tangled, options.place)
-        if options.verb == "tangle":
-            for path in write(book, tangled):
-                print(path)
-            return 0
-        problems, diff = check(book, tangled)
-        print(diff, end="")
-        for problem in problems:
-            print(problem, file=sys.stderr)
-        return 1 if problems else 0
+            return _call("loom.run:main", read(root), options.chapters, **run)
+        # These are over before collecting what they leave behind would pay.
+        gc.disable()
+        return _package(root, options)
     except Problems as problems:
         print(problems, file=sys.stderr)
         return 1
+    finally:
+        gc.enable()
+
+
+def _package(root: Path, options: argparse.Namespace) -> int:
+    """The verbs between the chapters and the package."""
+    from loom.book import read
+    from loom.tangle import tangle
+
+    book = read(root)
+    if options.verb == "sync":
+        return _call("loom.sync:main", book)
+    tangled = tangle(book)
+    if options.verb == "where":
+        return _call("loom.where:main", book, tangled, options.place)
+    if options.verb == "tangle":
+        return _call("loom.write:main", book, tangled)
+    return _call("loom.check:main", book, tangled)
 
 
 if __name__ == "__main__":

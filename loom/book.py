@@ -4,6 +4,7 @@ import keyword
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +30,7 @@ FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,}|:{3,})\s*(?P<name>\{[^}\s]+\})?(?P<
 LITERAL = {"{code-cell}", "{code-block}", "{code}", "{raw}", "{parsed-literal}"}
 
 
-# The one in C, where there is one, is ten times as fast.
+# Ten times as fast as the one in Python.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 NESTED = "a code cell stands at the top level, at the beginning of a line, not in another block"
@@ -54,18 +55,18 @@ class Cell:
     options: dict[str, Any]
     lines: tuple[Line, ...]
 
-    @property
+    @cached_property
     def source(self) -> str:
         """The code, as the kernel gets it."""
         return "\n".join(line.text for line in self.lines)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """What becomes of the cell: `tangle`, `verify`, `refute`, or `run` for none of these."""
         kinds = {"tangle": "tangle", "verifies": "verify", "refutes": "refute"}
         return next((kinds[role] for role in ROLES if role in self.options), "run")
 
-    @property
+    @cached_property
     def module(self) -> str | None:
         """The file that the cell is tangled into, from the root of the project."""
         if self.kind == "run":
@@ -251,11 +252,19 @@ def _caption(part: object) -> str:
     return str(part.get("caption") or "") if isinstance(part, dict) else ""
 
 
+def _yaml(text: str) -> Any:
+    """Read YAML in C, where that can be; what is wrong with it is said better in Python."""
+    try:
+        return yaml.load(text, _LOADER)
+    except yaml.YAMLError:
+        return yaml.safe_load(text)
+
+
 def _mapping(path: str, above: int, text: str) -> dict[str, Any]:
     """Read YAML that must be a mapping; `above` lines stand above it in its file."""
     line = above + 1
     try:
-        found = yaml.load(text, _LOADER)
+        found = _yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line += mark.line if mark else 0
@@ -278,14 +287,43 @@ def _parser() -> MarkdownIt:
 
 
 _PARSER = _parser()
+# A line on which no block begins or ends; the next one, if it is such a line and stands in the same
+# column, belongs to the same block. Nothing but its first letter matters.
+PLAIN = re.compile(r"[ \t]*[A-Za-z](?=[^<>]*$)")
+
+
+def _blocks(lines: list[str]) -> list[Token]:
+    """The top-level blocks of a page; the parser is spared what cannot matter to it."""
+    front = len(lines) if lines[0].startswith("---") else 0
+    if lines[0] == "---" and "---" in lines[1:]:
+        front = lines.index("---", 1)
+    kept = list(range(front))
+    texts = lines[:front]
+    column = 0
+    for at, line in enumerate(lines[front:], front):
+        match = PLAIN.match(line)
+        if match is None:
+            texts.append(line)
+        elif column != match.end():
+            texts.append(match[0])
+        else:
+            continue
+        kept.append(at)
+        column = match.end() if match else 0
+    tokens = _PARSER.parse("\n".join(texts))
+    for token in tokens:
+        if token.map:
+            first, end = token.map
+            token.map = [kept[first], kept[end - 1] + 1]
+    return tokens
 
 
 def _chapter(path: str, order: int, part: str, text: str) -> Chapter:
-    tokens = _PARSER.parse(text)
+    lines = text.split("\n")
+    tokens = _blocks(lines)
     front: dict[str, Any] = {}
     if tokens and tokens[0].type == "front_matter":
         front = _mapping(path, 1, tokens[0].content)
-    lines = text.split("\n")
     chapter = Chapter(path, order, part, text, front, _title(path, tokens), _shown(lines))
     cells: list[Cell] = []
     problems = list(_refused_front(chapter))
@@ -405,9 +443,7 @@ def _refused_options(cell: Cell) -> str | None:
         return None
     if cell.module is None:
         return "':tangle:' names no module, and neither does the front matter"
-    path = PurePosixPath(cell.module)
-    if not MODULE.fullmatch(cell.module) or any(
-        keyword.iskeyword(part) for part in path.with_suffix("").parts
-    ):
-        return f"'{path}' is no path of a module, such as diffusion/forward.py"
+    parts = cell.module.removesuffix(".py").split("/")
+    if not MODULE.fullmatch(cell.module) or any(map(keyword.iskeyword, parts)):
+        return f"'{cell.module}' is no path of a module, such as diffusion/forward.py"
     return None

@@ -19,7 +19,7 @@ from loom.book import Book
 from loom.errors import Problem, Problems
 from loom.tangle import Module, Tangled
 
-__all__ = ["LAST", "base", "drift", "edited", "owned", "settle", "write"]
+__all__ = ["LAST", "base", "drift", "edited", "main", "owned", "settle", "write"]
 
 LAST = Path("_build/loom/last")
 NEXT = Path("_build/loom/next")
@@ -27,6 +27,13 @@ NEXT = Path("_build/loom/next")
 OWNED = ("tangled", "tests/book")
 # How the names of files begin that wait beside their places.
 STAGED = ".loom-"
+
+
+def main(book: Book, tangled: Tangled) -> int:
+    """The command `loom tangle`: name the files that were written."""
+    for path in write(book, tangled):
+        print(path)
+    return 0
 
 
 def write(
