@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loom.__main__ import main
 from loom.book import Book, read
 from loom.errors import Problems
 from loom.sync import sync
 from loom.tangle import tangle
+from loom.write import write
 
 FRONT = """\
 ---
@@ -355,7 +355,8 @@ def folder(
         root = base / str(number)
         if not root.exists():
             lay(root, chapters(number))
-            assert main(["-C", str(root), "tangle"]) == 0
+            book = read(root)
+            write(book, tangle(book))
             modules(number, root)
         return root
 
