@@ -62,8 +62,7 @@ def sync(book: Book) -> list[str]:
         raise Problems(_where(book, p, lines) for p in refused.problems) from None
     problems += _lost(tangled, after, result, wanted)
     for edit in found:
-        if edit.path in result.modules:
-            problems += edit.overruled(result.modules[edit.path])
+        problems += edit.overruled(result.modules.get(edit.path))
     if problems:
         raise Problems(problems)
     chapters = {path: _bytes(book, path, text) for path, text in texts.items()}
@@ -106,9 +105,9 @@ class Edit:
             raise Problems([Problem(here.path, here.number, "S04", sentence)]) from None
         return [*ours[:top], *below]
 
-    def overruled(self, result: Module) -> Iterator[Problem]:
+    def overruled(self, result: Module | None) -> Iterator[Problem]:
         """Edits of what loom writes on top, unless it would write just that."""
-        texts = [line.text for line in result.lines]
+        texts = [line.text for line in result.lines] if result else []
         old, new, written = (
             lines[: cut(lines)[0]] for lines in (_lines(self.path, self.base), self.lines, texts)
         )
