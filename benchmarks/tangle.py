@@ -11,7 +11,6 @@ of the rounds, the median and the least are told. The other programs are install
 
 import argparse
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -146,16 +145,16 @@ class Program:
     start: list[list[str]]
     tangle: list[list[str]]
     sync: list[list[str]]
-    made: str  # what it makes, removed before a full run
     again: list[list[str]] | None = (
         None  # what to run where nothing changed, if it is less
     )
+    files: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def lay(self, files: dict[str, str]) -> None:
-        """Write the copy of the book."""
+    def lay(self) -> None:
+        """Write the copy of the book, and remove what was made of an earlier one."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        for path, text in files.items():
+        for path, text in self.files.items():
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / path).write_text(text)
 
@@ -182,19 +181,20 @@ class Program:
         return time.perf_counter() - begin
 
     def round(self) -> None:
-        """Measure everything once. The books are small enough to be made anew for that."""
-        edited = self.folder / self.made / "diffusion/c20.py"
-        for folder in (self.made, "_build", ".entangled"):
-            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        """Measure everything once."""
+        self.lay()
+        module = self.folder / "tangled/diffusion/c20.py"
         self.keep("start-up", self.run(self.start))
         self.keep("full", self.run(self.tangle))
         self.keep("nothing changed", self.run(self.again or self.tangle))
-        text = edited.read_text()
-        number = int(re.search(r"total / \((\d+)\.0 \+ 4\)", text)[1])
-        edited.write_text(
-            text.replace(f"({number}.0 + 4)", f"({number + 1}.0 + 4)")
+        text = module.read_text()
+        assert "total / (1.0 + 4)" in text
+        module.write_text(
+            text.replace("total / (1.0 + 4)", "total / (2.0 + 4)")
         )
         self.keep("one line back", self.run(self.sync))
+        chapter = next(self.folder.glob("*/diffusion/c20.md"))
+        assert "total / (2.0 + 4)" in chapter.read_text()
 
     def keep(self, what: str, seconds: float) -> None:
         """Enter a measurement."""
@@ -217,7 +217,6 @@ def loom() -> Program:
         [[*run, "--help"]],
         [[*run, "tangle"]],
         [[*run, "sync"]],
-        "tangled",
     )
     toc = ["root: book/index", "chapters:"]
     files = {"book/index.md": "# Book\n"}
@@ -225,7 +224,7 @@ def loom() -> Program:
         front = FRONT.replace("---\n", f"---\ntangle: {name}.py\n", 1)
         files[f"book/{name}.md"] = front + fenced(parts, cell)
         toc.append(f"- file: book/{name}")
-    program.lay({**files, "_toc.yml": "\n".join(toc) + "\n"})
+    program.files = {**files, "_toc.yml": "\n".join(toc) + "\n"}
     return program
 
 
@@ -243,7 +242,6 @@ def entangled() -> Program:
         [[*run, "--help"]],
         [[*run, "tangle"]],
         [[*run, "stitch"]],
-        "tangled",
     )
     settings = (
         'version = "2.0"\nwatch_list = ["book/**/*.md"]\n\n[markers]\n'
@@ -254,7 +252,7 @@ def entangled() -> Program:
         f"book/{name}.md": FRONT + fenced(parts, cell)
         for name, parts in chapters()
     }
-    program.lay({**files, "entangled.toml": settings})
+    program.files = {**files, "entangled.toml": settings}
     return program
 
 
@@ -277,29 +275,20 @@ def nbdev() -> Program:
         start = f"```{{code-cell}} python\n#| default_exp {name.replace('/', '.')}\n```\n\n"
         texts[f"nbs/{name}.md"] = FRONT + start + fenced(parts, cell)
     update = str(PEERS / "bin/nbdev-update")
+    convert = [jupytext, "--quiet", "--to"]
     program = Program(
         "jupytext 1.19.6 + nbdev 3.3.26",
         BOOKS / "nbdev",
         [[jupytext, "--help"], [export, "--help"]],
-        [[jupytext, "--quiet", "--to", "ipynb", *texts], [export]],
-        [
-            [update],
-            [
-                jupytext,
-                "--quiet",
-                "--to",
-                "md:myst",
-                "nbs/diffusion/c20.ipynb",
-            ],
-        ],
-        "tangled",
+        [[*convert, "ipynb", *texts], [export]],
+        [[update], [*convert, "md:myst", "nbs/diffusion/c20.ipynb"]],
         again=[[export]],
     )
     settings = (
         '[project]\nname = "tangled"\nversion = "1"\n'
         '[tool.nbdev]\nlib_path = "tangled"\nnbs_path = "nbs"\n'
     )
-    program.lay({**texts, "pyproject.toml": settings})
+    program.files = {**texts, "pyproject.toml": settings}
     return program
 
 

@@ -212,6 +212,7 @@ def _imported(
     return []
 
 
+@once
 def _top_level(cell: Cell) -> tuple[list[tuple[ast.stmt, int]], set[str]]:
     """The statements of a cell with their chapter lines, and the names that they bind.
 
