@@ -1,16 +1,13 @@
 """The command `loom`."""
 
 import argparse
+import gc
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from loom.book import read
-from loom.check import check
 from loom.errors import Problems
-from loom.tangle import tangle
-from loom.write import write
 
 DESCRIPTION = """\
 Compile the book of this folder. The chapters that _toc.yml lists are the source;
@@ -24,6 +21,15 @@ writes nothing.
 CHECK = """\
 Write nothing; exit with 1 if tangled/ or tests/book/ is not what the chapters
 say, or if a result of the book is not proved, implemented, verified and refuted.
+"""
+SYNC = """\
+Carry what was edited by hand in tangled/ or tests/book/ into the cells of the
+chapters. If a chapter changed as well, both changes are merged. An edit that
+cannot be carried is named, and then nothing is written.
+"""
+WHERE = """\
+Tell the chapter line of a line of a module, or the lines of the modules that are
+made from a line of a chapter: loom where tangled/part/name.py:22
 """
 RUN = """\
 Run the chapters whose results are not in the cache, two at a time, longest
@@ -57,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     verbs = main.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser("tangle", help="make the package from the chapters", description=TANGLE)
     verbs.add_parser("check", help="compare the package with the chapters", description=CHECK)
+    verbs.add_parser("sync", help="carry edits of the package to the chapters", description=SYNC)
+    where = verbs.add_parser("where", help="find a line on the other side", description=WHERE)
+    where.add_argument("place", metavar="FILE:LINE", help="of a module or of a chapter")
     run = verbs.add_parser("run", help="execute the chapters", description=RUN)
     run.add_argument("chapters", nargs="*", metavar="CHAPTER", help="only these, book/part/name.md")
     run.add_argument("--lanes", type=int, default=2, metavar="N", help="chapters at a time (2)")
@@ -71,29 +80,41 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parser().parse_args(arguments)
+    root = options.root.resolve()
     try:
-        root = options.root.resolve()
         if options.verb in BUILDS:
             return _call(BUILDS[options.verb][1], root)
         if options.verb == "serve":
             return _call("loom.serve:serve", root, options.port)
-        book = read(root)
         if options.verb == "run":
+            from loom.book import read
+
             run = {"lanes": options.lanes, "force": options.force}
-            return _call("loom.run:main", book, options.chapters, **run)
-        tangled = tangle(book)
-        if options.verb == "tangle":
-            for path in write(book, tangled):
-                print(path)
-            return 0
-        problems, diff = check(book, tangled)
-        print(diff, end="")
-        for problem in problems:
-            print(problem, file=sys.stderr)
-        return 1 if problems else 0
+            return _call("loom.run:main", read(root), options.chapters, **run)
+        # These are over before collecting what they leave behind would pay.
+        gc.disable()
+        return _package(root, options)
     except Problems as problems:
         print(problems, file=sys.stderr)
         return 1
+    finally:
+        gc.enable()
+
+
+def _package(root: Path, options: argparse.Namespace) -> int:
+    """The verbs between the chapters and the package."""
+    from loom.book import read
+    from loom.tangle import tangle
+
+    book = read(root)
+    if options.verb == "sync":
+        return _call("loom.sync:main", book)
+    tangled = tangle(book)
+    if options.verb == "where":
+        return _call("loom.where:main", book, tangled, options.place)
+    if options.verb == "tangle":
+        return _call("loom.write:main", book, tangled)
+    return _call("loom.check:main", book, tangled)
 
 
 if __name__ == "__main__":

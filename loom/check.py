@@ -1,6 +1,7 @@
 """`loom check`: the package is what the chapters say, and every result is proved and checked."""
 
 import re
+import sys
 from collections.abc import Iterator
 
 from loom.book import Book, Chapter
@@ -9,10 +10,19 @@ from loom.results import Results
 from loom.tangle import Tangled
 from loom.write import drift
 
-__all__ = ["check"]
+__all__ = ["check", "main"]
 
 NUMBERS_DIFFER = re.compile(r"\\begin\{(align|gather|multline|flalign|alignat|eqnarray)\}")
 BREAKS_IN_PRINT = re.compile(r"\[[^\]]*\]\(#(eq|thm|lem|prop|cor|def|alg|fig)-")
+
+
+def main(book: Book, tangled: Tangled) -> int:
+    """The command `loom check`: print the differences, then what is not right."""
+    problems, diff = check(book, tangled)
+    print(diff, end="")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
 
 
 def check(book: Book, tangled: Tangled) -> tuple[list[Problem], str]:

@@ -83,6 +83,7 @@ def _continued(draft: Draft, piece: Piece) -> Iterator[Problem]:
         begun,
         lines=(*begun.lines, Line(""), *piece.lines),
         members=(*begun.members, *piece.members),
+        node=None,
     )
 
 

@@ -1,12 +1,13 @@
 """Show the site in a browser while one writes: rebuild what was saved, reload the page."""
 
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 from livereload import Server
 
-__all__ = ["serve"]
+from loom.__main__ import main
+
+__all__ = ["serve", "steps"]
 
 WATCHED = ("book/**/*.md", "book/_static/*.css", "book/references.bib", "_toc.yml", "_config.yml")
 STEPS = ("tangle", "run", "html")
@@ -14,14 +15,15 @@ STEPS = ("tangle", "run", "html")
 
 def serve(root: Path, port: int) -> int:
     """Build the site, serve it on this machine, and build it again at each change of a source."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["loom.warm"])
 
     def build() -> None:
-        # Each step in a process of its own: a chapter that does not build ends the build, and the
-        # last good page stays.
-        for step in STEPS:
-            command = [sys.executable, "-m", "loom", "-C", str(root), step]
-            if subprocess.run(command, check=False).returncode:
-                return
+        # In a process of its own, which leaves nothing behind; the tools of the site are in it
+        # already. A chapter that does not build ends the build, and the last good page stays.
+        process = context.Process(target=steps, args=(root,))
+        process.start()
+        process.join()
 
     build()
     server = Server()
@@ -29,3 +31,10 @@ def serve(root: Path, port: int) -> int:
         server.watch(str(root / pattern), build)
     server.serve(port=port, root=str(root / "_build/html"), open_url_delay=None)
     return 0
+
+
+def steps(root: Path) -> None:
+    """Tangle, run and weave, as far as all goes well."""
+    for step in STEPS:
+        if main(["-C", str(root), step]):
+            return

@@ -4,13 +4,15 @@ import ast
 import symtable
 import tokenize
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from loom.book import Cell, Line
 from loom.continues import FIRST_CELL
 from loom.errors import Problem, Problems
+from loom.once import once
 
-__all__ = ["Piece", "Statement", "pieces", "statements"]
+__all__ = ["Piece", "Statement", "assigned", "is_guard", "pieces", "problem", "statements"]
 
 OLDEST = (3, 11)
 
@@ -20,6 +22,7 @@ class Piece:
     """A top-level definition of a module, with the comment and the decorators above it.
 
     `members` maps each method (or, under "", the definition itself) to the cell it came from.
+    `node` is its syntax tree, by lines of its cell; that of a class that goes on is not kept.
     """
 
     name: str
@@ -27,13 +30,14 @@ class Piece:
     cell: Cell
     lines: tuple[Line, ...]
     members: tuple[tuple[str, Cell], ...] = ()
+    node: ast.stmt | None = field(default=None, repr=False, compare=False)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """What the piece defines; a constant may define several names at once."""
         return tuple(filter(None, self.name.split(",")))
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The piece as source text."""
         return "\n".join(line.text for line in self.lines)
@@ -98,6 +102,7 @@ def statements(cell: Cell) -> list[Statement]:
     return found
 
 
+@once
 def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
     """Return the new definitions of a cell, and the continuations (`@continues`) of earlier ones.
 
@@ -123,13 +128,14 @@ def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
             more.append(Piece(node.name, "class", cell, _trimmed(inside), members))
         elif isinstance(node, ast.ClassDef):
             members = (("", cell), *((name, cell) for name in _members(node)))
-            new.append(Piece(node.name, "class", cell, statement.lines, members))
+            new.append(Piece(node.name, "class", cell, statement.lines, members, node))
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            new.append(Piece(node.name, "function", cell, statement.lines, (("", cell),)))
-        elif (names := _assigned(node)) and "__all__" not in names:
-            new.append(Piece(",".join(names), "constant", cell, statement.lines, (("", cell),)))
-        elif _is_guard(node):
-            new.append(Piece("", "guard", cell, statement.lines))
+            new.append(Piece(node.name, "function", cell, statement.lines, (("", cell),), node))
+        elif (names := assigned(node)) and "__all__" not in names:
+            name = ",".join(names)
+            new.append(Piece(name, "constant", cell, statement.lines, (("", cell),), node))
+        elif is_guard(node):
+            new.append(Piece("", "guard", cell, statement.lines, node=node))
         else:
             line = cell.lines[node.lineno - 1].number
             sentence = "a tangled cell holds definitions, constants and imports, nothing else"
@@ -148,7 +154,7 @@ def _trimmed(lines: tuple[Line, ...]) -> tuple[Line, ...]:
     return lines
 
 
-def _assigned(node: ast.stmt) -> list[str]:
+def assigned(node: ast.stmt) -> list[str]:
     """The names of a constant; empty if the statement is none."""
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
         return [node.target.id]
@@ -163,7 +169,8 @@ def _assigned(node: ast.stmt) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _is_guard(node: ast.stmt) -> bool:
+def is_guard(node: ast.stmt) -> bool:
+    """Tell whether a statement is `if __name__ == "__main__":`."""
     return (
         isinstance(node, ast.If)
         and ast.unparse(node.test) == "__name__ == '__main__'"
@@ -180,7 +187,7 @@ def _members(node: ast.ClassDef) -> list[str]:
 def _members_of(child: ast.stmt) -> list[str]:
     if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [child.name]
-    return _assigned(child)
+    return assigned(child)
 
 
 def _continued(node: ast.ClassDef) -> str | None:

@@ -4,6 +4,7 @@ import ast
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from loom.book import Book, Cell
@@ -53,7 +54,15 @@ class Tangled:
     """All modules by path, and all definitions in the order of the book."""
 
     modules: dict[str, Module]
-    definitions: tuple[Definition, ...]
+    drafts: tuple[Draft, ...]
+
+    @cached_property
+    def definitions(self) -> tuple[Definition, ...]:
+        """Where each definition stands; found when it is asked for, since tangling needs it not."""
+        found = [d for x in self.drafts for d in _definitions(self.modules[x.path], x)]
+        chapters = [p.cell.chapter for x in self.drafts for p in x.pieces]
+        order = {chapter.path: chapter.order for chapter in chapters}
+        return tuple(sorted(found, key=lambda d: (order[d.chapter], d.line)))
 
 
 def tangle(book: Book) -> Tangled:
@@ -86,11 +95,8 @@ def tangle(book: Book) -> Tangled:
     if problems:
         raise Problems(problems)
     modules = {path: _module(book, draft) for path, draft in sorted(drafts.items())}
-    definitions = [d for path, draft in drafts.items() for d in _definitions(modules[path], draft)]
-    order = {chapter.path: chapter.order for chapter in book.chapters}
-    definitions.sort(key=lambda d: (order[d.chapter], d.line))
     modules.update(_packages(book, drafts))
-    return Tangled(modules, tuple(definitions))
+    return Tangled(modules, tuple(drafts.values()))
 
 
 def _module(book: Book, draft: Draft) -> Module:

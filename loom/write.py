@@ -1,8 +1,8 @@
 """Put tangled modules on disk without ever losing what a person wrote there.
 
-loom keeps the bytes it last wrote in `_build/loom/last/`. A file that equals neither those bytes
-nor its new text was edited by hand, and loom refuses to overwrite it. Where that folder does not
-exist, as in a fresh clone, git's HEAD takes its place. What is about to be written stands in
+loom keeps the bytes it last wrote in `_build/loom/last/`. A file that equals neither those bytes,
+nor its committed text, nor its new one was edited by hand, and loom refuses to overwrite it; `loom
+sync` carries such an edit into the chapters. What is about to be written stands in
 `_build/loom/next/` before, so that after an interruption loom still knows its own files.
 """
 
@@ -11,14 +11,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from loom.book import Book
 from loom.errors import Problem, Problems
 from loom.tangle import Module, Tangled
 
-__all__ = ["LAST", "drift", "write"]
+__all__ = ["LAST", "base", "drift", "edited", "main", "owned", "settle", "write"]
 
 LAST = Path("_build/loom/last")
 NEXT = Path("_build/loom/next")
@@ -28,16 +29,31 @@ OWNED = ("tangled", "tests/book")
 STAGED = ".loom-"
 
 
-def write(book: Book, tangled: Tangled) -> list[str]:
+def main(book: Book, tangled: Tangled) -> int:
+    """The command `loom tangle`: name the files that were written."""
+    for path in write(book, tangled):
+        print(path)
+    return 0
+
+
+def write(
+    book: Book,
+    tangled: Tangled,
+    carried: Mapping[str, bytes] = MappingProxyType({}),
+    chapters: Mapping[str, bytes] = MappingProxyType({}),
+) -> list[str]:
     """Write what changed and remove what no chapter makes any more; return the paths concerned.
+
+    `carried` are edits by hand that the chapters contain by now, as they stand on disk, and
+    `chapters` the chapters that contain them, to be written first.
 
     Raises:
         Problems: if a file was edited by hand, or is not loom's; then nothing was written.
     """
     root = book.root
-    _settle(root)
+    settle(root)
     wanted = {path: module.text.encode() for path, module in tangled.modules.items()}
-    on_disk = _owned(root)
+    on_disk = owned(root)
     problems: list[Problem] = []
     changed: list[str] = []
     for path in sorted({*wanted, *on_disk}):
@@ -46,32 +62,34 @@ def write(book: Book, tangled: Tangled) -> list[str]:
             continue
         changed.append(path)
         if (obstacle := _obstacle(root, path)) is not None:
-            sentence = f"{obstacle} is a link or has the wrong kind: move it out of the way"
-            problems.append(Problem(path, 1, "L17", sentence))
-        elif disk is not None and disk != _base(root, path):
+            problems.append(_in_the_way(path, obstacle))
+        elif disk is not None and disk != carried.get(path) and edited(root, path, disk):
             problems.append(_hand_made(tangled, path, disk, wanted.get(path)))
+    for path in chapters:
+        if (obstacle := _obstacle(root, path)) is not None:
+            problems.append(_in_the_way(path, obstacle))
     if problems:
         raise Problems(problems)
     new = {path: wanted[path] for path in changed if path in wanted}
     gone = [path for path in changed if path not in wanted]
     try:
         _store(root, on_disk)
-        _settle(root)
+        settle(root)
         _store(root, new)
     except OSError as error:
         raise Problems([_unwritable(NEXT.as_posix(), error)]) from None
-    _replace(root, new, gone)
-    _settle(root)
+    _replace(root, {**chapters, **new}, gone)
+    settle(root)
     for path in gone:
         _prune((root / path).parent)
     for path in set(_files(root / LAST)) - set(wanted):
         (root / LAST / path).unlink()
-    return changed
+    return [*chapters, *changed]
 
 
 def drift(book: Book, tangled: Tangled) -> tuple[list[Problem], str]:
     """Return where the files on disk differ from the chapters, and the differences as a diff."""
-    on_disk = _owned(book.root)
+    on_disk = owned(book.root)
     problems: list[Problem] = []
     diffs: list[str] = []
     for path in sorted({*tangled.modules, *on_disk}):
@@ -85,7 +103,8 @@ def drift(book: Book, tangled: Tangled) -> tuple[list[Problem], str]:
             problems.append(Problem(path, 1, "L18", "this file is missing: run 'loom tangle'"))
             continue
         line, place = _first_difference(module, disk)
-        sentence = f"this differs from {place}: run 'loom tangle', or move the edit there"
+        verb = "sync" if edited(book.root, path, disk) else "tangle"
+        sentence = f"this differs from {place}: run 'loom {verb}'"
         problems.append(Problem(path, line, "L18", sentence))
         diffs += difflib.unified_diff(
             module.text.splitlines(keepends=True),
@@ -105,14 +124,14 @@ def _store(root: Path, new: dict[str, bytes]) -> None:
             (root / NEXT / path).write_bytes(data)
 
 
-def _settle(root: Path) -> None:
+def settle(root: Path) -> None:
     """Take what stands at its place as last written; forget the rest of what was to come."""
     for path in list(_files(root / NEXT)):
         if _read(root / path) == _read(root / NEXT / path):
             (root / LAST / path).parent.mkdir(parents=True, exist_ok=True)
             os.replace(root / NEXT / path, root / LAST / path)
     shutil.rmtree(root / NEXT, ignore_errors=True)
-    for folder in OWNED:
+    for folder in ("book", *OWNED):
         for temporary in (root / folder).rglob(f"{STAGED}*"):
             temporary.unlink(missing_ok=True)
 
@@ -146,11 +165,12 @@ def _replace(root: Path, new: dict[str, bytes], gone: list[str]) -> None:
 def _staged(path: Path, data: bytes) -> str:
     """Write a file beside its place, from where one step will put it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    mode = path.stat().st_mode if path.exists() else 0o644
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=STAGED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
     except BaseException:
         os.unlink(temporary)
         raise
@@ -168,11 +188,19 @@ def _obstacle(root: Path, path: str) -> str | None:
     return path if place.is_symlink() or place.is_dir() else None
 
 
+def _in_the_way(path: str, obstacle: str) -> Problem:
+    sentence = f"{obstacle} is a link or has the wrong kind: move it out of the way"
+    return Problem(path, 1, "L17", sentence)
+
+
 def _hand_made(tangled: Tangled, path: str, disk: bytes, new: bytes | None) -> Problem:
     if new is None:
         return Problem(path, 1, "L17", "loom did not write this file: move it out of the way")
     line, place = _first_difference(tangled.modules[path], disk)
-    sentence = f"edited by hand, so not overwritten: move the edit to {place}, or delete the file"
+    sentence = (
+        "edited by hand, so not overwritten: "
+        f"'loom sync' carries the edit to {place}; or delete the file"
+    )
     return Problem(path, line, "L18", sentence)
 
 
@@ -194,7 +222,8 @@ def _files(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _owned(root: Path) -> dict[str, bytes]:
+def owned(root: Path) -> dict[str, bytes]:
+    """What stands in the folders in which every file is loom's."""
     return {
         f"{folder}/{name}": (root / folder / name).read_bytes()
         for folder in OWNED
@@ -203,10 +232,18 @@ def _owned(root: Path) -> dict[str, bytes]:
     }
 
 
-def _base(root: Path, path: str) -> bytes | None:
-    """What loom last wrote to a file: its own copy, else the committed file."""
-    if (root / LAST).is_dir():
-        return _read(root / LAST / path)
+def edited(root: Path, path: str, disk: bytes) -> bool:
+    """Tell whether a file was edited by hand: it is neither as loom wrote it nor as committed."""
+    return disk != _read(root / LAST / path) and disk != _committed(root, path)
+
+
+def base(root: Path, path: str) -> bytes | None:
+    """What a file was before it was edited: as loom last wrote it, else as committed."""
+    last = _read(root / LAST / path)
+    return _committed(root, path) if last is None else last
+
+
+def _committed(root: Path, path: str) -> bytes | None:
     try:
         shown = subprocess.run(
             ["git", "show", f"HEAD:./{path}"], cwd=root, capture_output=True, check=False

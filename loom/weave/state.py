@@ -6,9 +6,11 @@ so does the first one after a change of loom itself.
 """
 
 import hashlib
+import os
 import re
-import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,18 +69,53 @@ def jupyter_book(root: Path, builder: str) -> int:
     """Run `jupyter-book build .` with warnings as errors, saying nothing but them."""
     unfinished = root / "_build/loom/unfinished"
     loom, now = State(root, "loom"), digest(root, sorted((root / "loom").rglob("*.py")))
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
-    command += ["build", ".", "--builder", builder, "-W", "-n", "--keep-going", "-q"]
+    arguments = ["build", ".", "--builder", builder, "-W", "-n", "--keep-going", "-q"]
     if unfinished.exists() or not loom.matches(now):
-        command.append("--all")
+        arguments.append("--all")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     unfinished.touch()
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    if result.returncode == 0:
+    code, said = _apart(root, arguments)
+    if code == 0:
         loom.keep(now)
         unfinished.unlink()
     else:
-        text = ANSI.sub("", result.stderr)
+        text = ANSI.sub("", said)
         told = [line for line in text.splitlines() if TOLD.search(line)]
         print("\n".join(dict.fromkeys(told)) or text, file=sys.stderr)
-    return result.returncode
+    return code
+
+
+def _apart(root: Path, arguments: list[str]) -> tuple[int, str]:
+    """Run Jupyter Book in a copy of this process; return its status and its standard error.
+
+    Sphinx leaves its marks in a process. The copy has what this one imported, so that where many
+    builds follow each other, none of them waits for the imports.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if not child:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            os.chdir(root)
+            os._exit(_status(arguments))
+        _, status = os.waitpid(child, 0)
+        err.seek(0)
+        return os.waitstatus_to_exitcode(status), err.read()
+
+
+def _status(arguments: list[str]) -> int:
+    """The exit status of Jupyter Book's command line, run here."""
+    code: object = 1
+    try:
+        from jupyter_book.cli.main import main
+
+        main(arguments)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else 1

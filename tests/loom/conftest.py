@@ -10,9 +10,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from hypothesis import settings
 
 from loom.__main__ import main
 
+# `pytest tests/loom/test_sync_random.py --hypothesis-profile thorough`
+settings.register_profile("thorough", max_examples=10_000)
 ROOT = Path(__file__).parents[2]
 FRONT = """\
 ---

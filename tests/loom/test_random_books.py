@@ -14,9 +14,10 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it.token import Token
 
 from loom.__main__ import main
-from loom.book import read
+from loom.book import _PARSER, _blocks, read
 from loom.errors import Problems
 from loom.tangle import tangle
 
@@ -285,3 +286,19 @@ def test_damage_is_reported(text: str) -> None:
         else:
             for path, module in modules.items():
                 ast.parse(module.text, path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=damaged())
+def test_the_parser_misses_no_block(text: str) -> None:
+    """Reading spares the parser most lines of prose and code; it finds what it finds with them."""
+
+    def told(tokens: list[Token]) -> list[tuple[Any, ...]]:
+        kept = ("fence", "heading_open", "front_matter")
+        return [
+            (t.type, t.map, t.info, t.markup)
+            for t in tokens
+            if t.type in kept
+        ]
+
+    assert told(_blocks(text.split("\n"))) == told(_PARSER.parse(text))
