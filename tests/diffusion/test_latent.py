@@ -67,6 +67,16 @@ def test_terms_are_sums_over_dimensions():
     assert_close(loss, expected)
 
 
+def test_the_encoder_gives_means_and_the_logarithms_of_variances():
+    vae = VAE(dim=3, latent_dim=2)
+    with torch.no_grad():
+        vae.encoder[-1].weight.zero_()
+        vae.encoder[-1].bias.copy_(torch.tensor([0.5, -1.0, -2.0, 0.0]))
+    mean, variance = vae.encode(torch.ones(4, 3))
+    assert_close(mean, torch.tensor([0.5, -1.0]).expand(4, 2))
+    assert_close(variance, torch.tensor([-2.0, 0.0]).exp().expand(4, 2))
+
+
 def test_gradients_reach_every_parameter():
     vae = VAE(dim=2, latent_dim=2)
     negative_elbo(
