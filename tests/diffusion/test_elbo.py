@@ -38,6 +38,10 @@ def zeros(xt, t):
     return torch.zeros_like(xt)
 
 
+def half(xt, t):
+    return xt / 2
+
+
 def grid(levels):
     return torch.linspace(-1, 1, levels, dtype=torch.float64)
 
@@ -110,6 +114,19 @@ def test_terms_are_sums_over_dimensions(beta, dim):
         ]
         assert_close(whole, sum(parts), rtol=1e-9, atol=1e-12)
         assert (whole >= 0).all()
+    for levels, data in (
+        (None, x0),
+        (17, grid(17)[3 + torch.arange(2 * dim)]),
+    ):
+        data = data.reshape(2, dim)
+        whole = decoder_term(zeros, data, eps, schedule, sigma, levels)
+        parts = [
+            decoder_term(
+                zeros, data[:, [i]], eps[:, [i]], schedule, sigma, levels
+            )
+            for i in range(dim)
+        ]
+        assert_close(whole, sum(parts), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.verifies("def-bound-terms")
@@ -140,20 +157,20 @@ def test_columns_are_the_terms(dims, levels):
     x0 = grid(17)[torch.randint(17, (6, *dims))]
     sigma = schedule.beta.sqrt()
     draw = torch.Generator().manual_seed(2)
-    terms = bound_terms(zeros, x0, schedule, sigma, levels, draw)
+    terms = bound_terms(half, x0, schedule, sigma, levels, draw)
     assert terms.shape == (6, 6)
     assert_close(terms[:, -1], prior_term(x0, schedule))
     draw.manual_seed(2)
     eps = torch.randn(x0.shape, generator=draw, dtype=x0.dtype)
-    first = decoder_term(zeros, x0, eps, schedule, sigma, levels)
+    first = decoder_term(half, x0, eps, schedule, sigma, levels)
     assert_close(terms[:, 0], first)
     for step in range(2, 6):
         eps = torch.randn(x0.shape, generator=draw, dtype=x0.dtype)
         t = torch.full((6,), step)
-        each = kl_terms(zeros, x0, t, eps, schedule, sigma)
+        each = kl_terms(half, x0, t, eps, schedule, sigma)
         assert_close(terms[:, step - 1], each)
     draw.manual_seed(2)
-    total = vlb(zeros, x0, schedule, sigma, levels, draw)
+    total = vlb(half, x0, schedule, sigma, levels, draw)
     assert_close(total, terms.sum(1))
 
 
