@@ -119,6 +119,8 @@ def test_a_solution_unfolds_by_keyboard(site, address, quiet_page):
 def test_nothing_keeps_a_reader_out(browser, address, path, scheme):
     page = browser.new_page(color_scheme=scheme)
     visit(page, f"{address}/{path}")
+    # Colours that are still on their way from one theme to the other count as they look now.
+    page.add_style_tag(content="* { transition: none !important }")
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
     found = Axe().run(page, options=rules).response["violations"]
     page.close()
