@@ -77,6 +77,14 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def command() -> int:
+    """What the shell calls."""
+    status = main()
+    # What is left is not worth collecting when all of it goes.
+    gc.freeze()
+    return status
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parser().parse_args(arguments)
@@ -118,4 +126,4 @@ def _package(root: Path, options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

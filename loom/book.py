@@ -287,8 +287,8 @@ def _parser() -> MarkdownIt:
 
 
 _PARSER = _parser()
-# A line on which no block begins or ends; the next one, if it is such a line and stands in the same
-# column, belongs to the same block. Nothing but its first letter matters.
+# A line on which no block begins or ends. Nothing but its first letter matters; and the next one,
+# if it is such a line and stands in the same column, belongs to the same block.
 PLAIN = re.compile(r"[ \t]*[A-Za-z](?=[^<>]*$)")
 
 
@@ -297,24 +297,28 @@ def _blocks(lines: list[str]) -> list[Token]:
     front = len(lines) if lines[0].startswith("---") else 0
     if lines[0] == "---" and "---" in lines[1:]:
         front = lines.index("---", 1)
-    kept = list(range(front))
-    texts = lines[:front]
+    kept, texts = list(range(front)), lines[:front]
     column = 0
     for at, line in enumerate(lines[front:], front):
         match = PLAIN.match(line)
         if match is None:
-            texts.append(line)
-        elif column != match.end():
-            texts.append(match[0])
-        else:
+            column = 0
+            if not line.strip():
+                # Plain lines between two blank ones say nothing.
+                if len(texts) > front + 1 and texts[-1].strip().isalpha() and not texts[-2]:
+                    del texts[-2:], kept[-2:]
+                line = ""
+        elif column == match.end():
             continue
+        else:
+            column, line = match.end(), match[0]
+        texts.append(line)
         kept.append(at)
-        column = match.end() if match else 0
     tokens = _PARSER.parse("\n".join(texts))
     for token in tokens:
         if token.map:
             first, end = token.map
-            token.map = [kept[first], kept[end - 1] + 1]
+            token.map = [kept[first], kept[end - 1] + 1 if end < len(kept) else len(lines)]
     return tokens
 
 

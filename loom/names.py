@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from loom.book import Book, Cell, Chapter
 from loom.errors import Problem
 from loom.once import once
-from loom.split import Piece, problem
+from loom.split import Piece, problem, table
 
 __all__ = ["Import", "Scope", "Uses", "scopes", "uses"]
 
@@ -72,11 +72,14 @@ def uses(piece: Piece) -> Uses:
         tree, source = ast.Module([piece.node], []), piece.cell.lines
     else:
         tree, source = ast.parse(piece.text), piece.lines
-    table = symtable.symtable(piece.text, piece.cell.chapter.path, "exec")
-    read = set(_globals(table))
+    if piece.lines == piece.cell.lines:
+        names = table(piece.cell)
+    else:
+        names = symtable.symtable(piece.text, piece.cell.chapter.path, "exec")
+    read = set(_globals(names))
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            read |= _read_before_bound(node, table)
+            read |= _read_before_bound(node, names)
     lines: dict[str, int] = {}
 
     def enter(name: str, node: ast.AST) -> None:
@@ -100,8 +103,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
     while stack:
         node = stack.pop()
         yield node
-        for name in node._fields:
-            child = getattr(node, name, None)
+        for child in vars(node).values():
             if isinstance(child, list):
                 stack += [item for item in child if isinstance(item, ast.AST)]
             elif isinstance(child, ast.AST):

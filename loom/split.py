@@ -12,7 +12,7 @@ from loom.continues import FIRST_CELL
 from loom.errors import Problem, Problems
 from loom.once import once
 
-__all__ = ["Piece", "Statement", "assigned", "is_guard", "pieces", "problem", "statements"]
+__all__ = ["Piece", "Statement", "assigned", "is_guard", "pieces", "problem", "statements", "table"]
 
 OLDEST = (3, 11)
 
@@ -61,6 +61,12 @@ def problem(cell: Cell, line: int, code: str, sentence: str) -> Problem:
     return Problem(cell.chapter.path, line, code, sentence)
 
 
+@once
+def table(cell: Cell) -> symtable.SymbolTable:
+    """What the names of a cell mean in it."""
+    return symtable.symtable(cell.source, cell.chapter.path, "exec")
+
+
 def statements(cell: Cell) -> list[Statement]:
     """The statements of a cell; comments belong to what follows them, or end the last one.
 
@@ -70,7 +76,7 @@ def statements(cell: Cell) -> list[Statement]:
     try:
         # The oldest Python that readers may have; the tables find what the grammar lets through.
         tree = ast.parse(cell.source, feature_version=OLDEST)
-        symtable.symtable(cell.source, cell.chapter.path, "exec")
+        table(cell)
     except SyntaxError as error:
         line = (
             cell.lines[min(error.lineno or 1, len(cell.lines)) - 1].number
