@@ -5,6 +5,7 @@ finished one. So a build that failed or was killed leaves a mark, and the next o
 so does the first one after a change of loom itself.
 """
 
+import gc
 import hashlib
 import os
 import re
@@ -107,6 +108,9 @@ def _apart(root: Path, arguments: list[str]) -> tuple[int, str]:
 
 def _status(arguments: list[str]) -> int:
     """The exit status of Jupyter Book's command line, run here."""
+    # Sphinx makes many small objects and keeps them: looking through them often is in vain.
+    gc.freeze()
+    gc.set_threshold(50_000)
     code: object = 1
     try:
         from jupyter_book.cli.main import main
