@@ -7,7 +7,7 @@ import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from loom.notebook import downloadable
+from loom import notebook, plain
 from loom.weave.source import source
 
 __all__ = ["button", "write"]
@@ -38,9 +38,18 @@ def write(app: Sphinx, error: Exception | None) -> None:
     """Write the notebooks beside the pages."""
     if error is not None or app.builder.format != "html":
         return
+    root = Path(app.srcdir)
+    makers = [Path(module.__file__ or "") for module in (notebook, plain)]
+    macros = root / "book" / "_static" / "macros.json"
     for chapter in source(app).book.chapters:
-        if chapter.cells:
-            notebook = downloadable(Path(app.srcdir) / chapter.path, Path(app.srcdir))
-            file = Path(app.outdir) / place(chapter.docname)
+        file = Path(app.outdir) / place(chapter.docname)
+        if chapter.cells and older(file, [root / chapter.path, macros, *makers]):
             file.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook, file)
+            nbformat.write(notebook.downloadable(root / chapter.path, root), file)
+
+
+def older(file: Path, sources: list[Path]) -> bool:
+    """Tell whether a file is missing, or older than one of those that it is made from."""
+    return not file.is_file() or any(
+        path.is_file() and path.stat().st_mtime_ns >= file.stat().st_mtime_ns for path in sources
+    )
