@@ -12,7 +12,7 @@ BIN := .venv/bin
 TANGLE := $(if $(CI),check,tangle)
 export OMP_NUM_THREADS := 1
 
-.PHONY: book html test unit tangle check serve clean
+.PHONY: book html test unit artifacts tangle check serve clean
 .DEFAULT_GOAL := book
 
 book: ## the site and the print edition
@@ -31,6 +31,10 @@ test: ## check, build the book, run every test
 unit: ## the tests that need no built book
 	@$(PYTHON) -m loom.bootstrap
 	@$(BIN)/pytest --ignore tests/site
+
+artifacts: ## the weights that chapters share
+	@$(PYTHON) -m loom.bootstrap
+	@$(BIN)/loom $(TANGLE) && $(BIN)/loom artifacts
 
 tangle: ## the package from the chapters
 	@$(PYTHON) -m loom.bootstrap

@@ -39,8 +39,9 @@ first. An interrupted run goes on where it stopped.
 SERVE = """\
 Build the site, serve it on this machine, and rebuild what is saved.
 """
-# What needs the tools of the site and of print, which the other verbs do without.
+# What works in the book's folder alone; the other verbs are given the book.
 BUILDS = {
+    "artifacts": ("make the weights that chapters share", "loom.artifacts:main"),
     "html": ("weave the site", "loom.weave.build:html"),
     "pdf": ("weave the print edition", "loom.weave.build:pdf"),
     "seconds": ("show how long the chapters took", "loom.seconds:main"),

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Problem", "Problems"]
+__all__ = ["INTERRUPTED", "Problem", "Problems"]
+
+INTERRUPTED = 130  # the exit status after Ctrl-C, as a shell gives it
 
 
 @dataclass(frozen=True, order=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from loom.book import Chapter
 from loom.cache import Cache
+from loom.errors import INTERRUPTED
 from loom.execute import ANSI, Failure, Limits, execute
 from loom.progress import Progress
 from loom.seconds import Row
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 __all__ = ["Job", "Lanes"]
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

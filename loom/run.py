@@ -1,7 +1,8 @@
 """Execute the chapters whose results are not in the cache yet, two side by side.
 
-The results go where `jupyter-book build .` looks for them, which then finds only hits. The longest
-chapter starts first, so that the two lanes end close together.
+Weights that they share are made first. The results go where `jupyter-book build .` looks for
+them, which then finds only hits. The longest chapter starts first, so that the two lanes end
+close together.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from loom import kernel
+from loom import artifacts, kernel
 from loom.book import Book, Chapter
 from loom.cache import Cache
 from loom.digest import digest
@@ -38,7 +39,7 @@ def run(
     """Execute what is missing among the chapters (all of the book by default).
 
     Returns:
-        0; or 1 after a failing cell, which is reported; or 130 after Ctrl-C or SIGTERM.
+        0; or 1 after a failure, which is reported; or 130 after Ctrl-C or SIGTERM.
     """
     os.environ.update(kernel.environment(book.root))
     cache, rows = Cache(book.root), load(book.root)
@@ -57,6 +58,10 @@ def run(
         print(f"{len(chosen) - len(jobs)} of {len(chosen)} chapters unchanged")
     if not jobs:
         return 0
+    if artifacts.wanted(book.root, [job.chapter for job in jobs]) and (
+        status := artifacts.make(book.root)
+    ):
+        return status
     execution = settings(book.root).get("execute") or {}
     strict = execution.get("stderr_output", "show") not in ("show", "remove")
     limits = Limits(execution.get("timeout", Limits.timeout), strict)

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from loom import artifacts
+from loom.book import Book, read
+
 __all__ = ["Row", "load", "main", "save", "table"]
 
 
@@ -24,7 +27,7 @@ class Row:
 
 def main(root: Path) -> int:
     """The command `loom seconds`."""
-    print(table(root))
+    print(table(read(root)))
     return 0
 
 
@@ -50,14 +53,24 @@ def save(root: Path, rows: Iterable[Row]) -> None:
     new.replace(file)
 
 
-def table(root: Path) -> str:
-    """The table of the last runs: chapter, seconds, budget, and whether that is exceeded."""
-    rows = list(load(root).values())
+def table(book: Book) -> str:
+    """The table of the last runs: chapter, seconds, budget, and whether that is exceeded.
+
+    Weights count as seconds of the chapter that their recipe stands in, whoever uses them.
+    """
+    rows, made = list(load(book.root).values()), artifacts.seconds(book)
     width = max([len(row.chapter) for row in rows], default=0)
     lines = [f"{'chapter':{width}}  seconds  budget"]
     for row in rows:
+        more = made.get(row.chapter, 0.0)
         budget = f"{row.budget:6g}" if row.budget else "     -"
-        over = "  over" if row.budget and row.seconds > row.budget else ""
-        lines.append(f"{row.chapter:{width}}  {row.seconds:7.1f}  {budget}{over}")
-    lines.append(f"{'together':{width}}  {sum(row.seconds for row in rows):7.1f}")
+        over = "  over" if row.budget and row.seconds + more > row.budget else ""
+        line = f"{row.chapter:{width}}  {row.seconds:7.1f}  {budget}"
+        lines.append(line + _more(more) + over)
+    line = f"{'together':{width}}  {sum(row.seconds for row in rows):7.1f}"
+    lines.append(line + _more(sum(made.values())))
     return "\n".join(lines)
+
+
+def _more(seconds: float) -> str:
+    return f"  + {seconds:.1f} artefacts" if seconds else ""

@@ -1,4 +1,4 @@
-"""What all tests share: checked shapes, no network, one thread, accelerators optional."""
+"""What all tests share: checked shapes, no network, one thread, the book's trained weights."""
 
 import os
 from collections.abc import Callable
@@ -11,9 +11,13 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+from loom.kernel import artifacts
+
 # From here on, a call whose tensors have other shapes than its signature says is an error.
 install_import_hook("tangled", "beartype.beartype")
 torch.set_num_threads(1)
+# What the book trained is not trained again.
+os.environ["TANGLED_ARTIFACTS"] = str(artifacts(Path(__file__).parents[1]))
 # Every run draws the same examples, and the first call of a law may pay for imports.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")

@@ -1,13 +1,14 @@
 """What every kernel of the book runs under, whoever starts it.
 
 `loom run` and a plain `jupyter-book build .` start kernels by the same environment, so that both
-give the same results: one thread, fixed hashing and dates, no network, no settings of the user's.
+give the same results: one thread, fixed hashing and dates, no network, no settings of the user's,
+and one place for the weights that chapters share.
 """
 
 import os
 from pathlib import Path
 
-__all__ = ["environment", "files"]
+__all__ = ["artifacts", "environment", "files"]
 
 HERE = Path(__file__).parent
 PROFILE = "profile_default/ipython_kernel_config.py"
@@ -19,6 +20,11 @@ EPOCH = "1767225600"
 def files() -> tuple[Path, ...]:
     """The files that decide how a cell runs and how a figure looks."""
     return (HERE / "__init__.py", HERE / "checks.py", HERE / "matplotlibrc", HERE / PROFILE)
+
+
+def artifacts(root: Path) -> Path:
+    """The folder of the weights that chapters share, in the book in `root`."""
+    return root.absolute() / "_build" / "artifacts"
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -40,6 +46,7 @@ def environment(root: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "TANGLED_ARTIFACTS": str(artifacts(root)),
         # A progress bar goes to standard error, which a chapter must keep clean.
         "TQDM_DISABLE": "1",
         # Libraries that could draw a bar complain in a notebook where ipywidgets is missing.

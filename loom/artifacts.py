@@ -1,0 +1,101 @@
+"""Make the weights that chapters share, before the chapters run.
+
+A recipe for such weights is a definition of the package, and the package itself makes what is
+missing, in a process of its own: loom imports neither torch nor `tangled`. What was made lies in
+`_build/artifacts`, with a table that tells how long it took.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from loom import kernel
+from loom.book import Book, Chapter
+from loom.digest import modules
+from loom.errors import INTERRUPTED
+
+__all__ = ["main", "make", "seconds", "wanted"]
+
+MODULE = Path("tangled/foundations/artifacts.py")
+
+
+def main(root: Path) -> int:
+    """The command `loom artifacts`: make what is missing and show all that there is."""
+    if (root / MODULE).is_file():
+        return _run(root, stdout=None)
+    print("no chapter of this book makes weights for others")
+    return 0
+
+
+def wanted(root: Path, chapters: Iterable[Chapter]) -> bool:
+    """Whether one of the chapters uses weights, itself or through the modules that it imports."""
+    module = root / MODULE
+    return module.is_file() and any(module in modules(root, c.text) for c in chapters)
+
+
+def make(root: Path) -> int:
+    """Make what is missing, and leave a line behind for each of it.
+
+    Returns:
+        0; or 1 after a failure, which is reported; or 130 after Ctrl-C or SIGTERM.
+    """
+    status = _run(root, stdout=subprocess.DEVNULL)
+    if status == 0:
+        for row in _table(root):
+            if row["made"]:
+                print(f"{row['module']}.{row['name']}: made in {row['seconds']:.1f} s")
+    return status
+
+
+def seconds(book: Book) -> dict[str, float]:
+    """How long the weights took to make, by the chapter that their recipe stands in."""
+    from loom.tangle import tangle
+
+    took = {f"{row['module']}.{row['name']}": row["seconds"] for row in _table(book.root)}
+    by_chapter: defaultdict[str, float] = defaultdict(float)
+    for found in tangle(book).definitions if took else ():
+        by_chapter[found.chapter] += took.get(found.dotted, 0.0)
+    return by_chapter
+
+
+def _table(root: Path) -> list[dict[str, Any]]:
+    """What the package says of its weights: `name`, `module`, `seconds`, and if `made` just now."""
+    file = kernel.artifacts(root) / "table.json"
+    try:
+        table: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return table
+
+
+def _run(root: Path, stdout: int | None) -> int:
+    """Run the package's own command, which tells on standard error how far it is."""
+    environment = os.environ | kernel.environment(root)
+    del environment["TQDM_DISABLE"]  # here nothing but a person reads standard error
+    command = [sys.executable, "-m", ".".join(MODULE.with_suffix("").parts)]
+    # In a process group of its own it hears of Ctrl-C once, and from here.
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=stdout, process_group=0)
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        process.send_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        print("interrupted: the next run goes on with what was half-made", file=sys.stderr)
+        return INTERRUPTED
+    return 1 if status else 0

@@ -1,0 +1,171 @@
+"""`loom run` makes the weights that chapters share before it runs them."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from loom.__main__ import main
+
+# What the package of a real book does with torch, done with a file: `how.py` says what happens.
+MAKER = """\
+import json, os, pathlib, sys, time
+
+ROOT = pathlib.Path(os.environ["TANGLED_ARTIFACTS"])
+
+
+def judge():
+    return (ROOT / "judge").read_text()
+
+
+if __name__ == "__main__":
+    ROOT.mkdir(parents=True, exist_ok=True)
+    print("the table of all weights")
+    print("a bar", os.environ.get("TQDM_DISABLE"), file=sys.stderr)
+    try:
+        exec(pathlib.Path("how.py").read_text())
+    except KeyboardInterrupt:
+        (ROOT / "half").touch()
+        sys.exit(130)
+    row = {"name": "judge", "module": "tangled.diffusion.a", "key": "k", "seconds": 4.06}
+    row["made"] = not (ROOT / "judge").exists()
+    (ROOT / "judge").write_text("the weights of the judge")
+    (ROOT / "table.json").write_text(json.dumps([row]))
+"""
+MADE = "tangled.diffusion.a.judge: made in 4.1 s\n"
+WAIT = "(ROOT / 'started').touch()\ntime.sleep(60)"
+FAIL = "sys.exit('the weights cannot be made')"
+
+
+@pytest.fixture
+def book(small_book):
+    """A book whose chapter `a` uses weights through a module; `b` does without."""
+    (small_book.root / "tangled/foundations").mkdir()
+    small_book.write("tangled/foundations/__init__.py", "")
+    small_book.write("tangled/foundations/artifacts.py", MAKER)
+    uses = "from .foundations.artifacts import judge\n"
+    small_book.write("tangled/uses.py", uses)
+    small_book.write("how.py", "")
+    small_book.chapters(
+        a=["from tangled.uses import judge\n\nprint(judge())"],
+        b=["print(1)"],
+    )
+    return small_book
+
+
+def said(book, *arguments):
+    """Exit status and both outputs of loom in a process of its own."""
+    process = book.start("-m", "loom", *arguments)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def artifacts(book):
+    return {f.name for f in (book.root / "_build/artifacts").glob("*")}
+
+
+def test_weights_are_made_before_the_chapters_that_use_them(book):
+    status, out, err = said(book, "run", "b")
+    assert (status, err) == (0, "")
+    assert artifacts(book) == set()
+
+    status, out, err = said(book, "run")
+    assert (status, err) == (0, "a bar None\n")
+    assert out.startswith(f"1 of 2 chapters unchanged\n{MADE}book/a.md: 1")
+    assert artifacts(book) == {"judge", "table.json"}
+
+    # Nothing changed: the package is not asked again.
+    book.write("how.py", FAIL)
+    assert said(book, "run") == (0, "2 of 2 chapters unchanged\n", "")
+    # A plain build finds the same weights by itself.
+    assert "a.md: Using cached notebook" in book.build()
+    page = (book.root / "_build/html/book/a.html").read_text()
+    assert "the weights of the judge" in page
+    book.write(
+        "tangled/uses.py",
+        "# New.\nfrom .foundations.artifacts import judge\n",
+    )
+    assert "a.md: Executing notebook" in book.build()
+
+    # Found, and so not told of.
+    book.write("how.py", "")
+    status, out, err = said(book, "run", "a", "--force")
+    assert (status, err) == (0, "a bar None\n")
+    assert out.startswith("book/a.md: 1 cells")
+
+
+def test_the_command_shows_the_table(book):
+    status, out, err = said(book, "artifacts")
+    assert (status, out, err) == (
+        0,
+        "the table of all weights\n",
+        "a bar None\n",
+    )
+    assert artifacts(book) == {"judge", "table.json"}
+    (book.root / "tangled/foundations/artifacts.py").unlink()
+    status, out, err = said(book, "artifacts")
+    assert (status, err) == (0, "")
+    assert out == "no chapter of this book makes weights for others\n"
+
+
+def test_where_weights_cannot_be_made_no_chapter_runs(book):
+    book.write("how.py", FAIL)
+    for command in ("run", "artifacts"):
+        status, out, err = said(book, command)
+        assert status == 1
+        assert err == "a bar None\nthe weights cannot be made\n"
+        assert "book/" not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_reaches_the_maker(book, number):
+    book.write("how.py", WAIT)
+    process = book.start("-m", "loom", "run")
+    deadline = time.monotonic() + 20
+    while "started" not in artifacts(book):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[1:] == [
+        "interrupted: the next run goes on with what was half-made"
+    ]
+    # The maker came to its own end.
+    assert artifacts(book) == {"started", "half"}
+    book.write("how.py", "")
+    assert said(book, "run")[1].startswith(MADE)
+
+
+def test_weights_are_charged_to_the_chapter_of_their_recipe(
+    small_book, capsys
+):
+    small_book.chapters(
+        a=[":tangle: diffusion/a.py\n\ndef judge():\n    return 1"],
+        b=["print(1)"],
+    )
+    chapter = small_book.root / "book/a.md"
+    chapter.write_text(
+        chapter.read_text().replace("---\n#", "budget: 4\n---\n#")
+    )
+    assert small_book.run()[0] == 0
+
+    def table():
+        assert main(["-C", str(small_book.root), "seconds"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert "artefacts" not in "".join(table())
+    (small_book.root / "_build/artifacts").mkdir()
+    rows = [
+        {"name": "judge", "module": "tangled.diffusion.a", "seconds": 4.06},
+        {"name": "gone", "module": "tangled.diffusion.a", "seconds": 9.0},
+    ]
+    small_book.write("_build/artifacts/table.json", json.dumps(rows))
+    head, a, b, together = table()
+    assert head.split() == ["chapter", "seconds", "budget"]
+    assert a.endswith("4  + 4.1 artefacts  over")
+    assert "artefacts" not in b
+    assert together.endswith("  + 4.1 artefacts")
+    small_book.write("_build/artifacts/table.json", "{")
+    assert "artefacts" not in "".join(table())
