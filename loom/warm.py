@@ -7,6 +7,6 @@ import sphinx.builders.html
 import sphinx_book_theme
 
 import loom.run
-import loom.weave.html
+import loom.weave.build
 
 __all__ = ["jupyter_book", "loom", "myst_nb", "sphinx", "sphinx_book_theme"]

@@ -1,4 +1,4 @@
-"""`loom pdf`: the book in print, `_build/latex/signal-from-noise.pdf`.
+"""From Jupyter Book's LaTeX to the book in print, `_build/latex/signal-from-noise.pdf`.
 
 LaTeX runs only when what it reads changed; its log is then held to what a printed page needs.
 """
@@ -11,11 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from loom.book import read
-from loom.tangle import tangle
-from loom.weave.state import State, digest, inputs, jupyter_book
+from loom.weave.state import State, digest
 
-__all__ = ["build", "failure", "faults"]
+__all__ = ["NAME", "failure", "faults", "missing", "typeset"]
 
 NAME = "signal-from-noise"
 TOOLS = ("latexmk", "xelatex", "makeindex")
@@ -33,34 +31,24 @@ DOCUMENT = re.compile(r"\\label\{\\detokenize\{(book/[^:}]+)")
 FAILED = re.compile(r"^! (.*?)\.?$.*?^l\.(\d+) (.*?)$", re.MULTILINE | re.DOTALL)
 
 
-def build(root: Path) -> int:
-    """Build the printed book if anything that it is made from changed; 0 if it is there."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing:
-        print(f"{missing[0]} is missing: install the packages of apt-book.txt", file=sys.stderr)
-        return 1
+def missing() -> str | None:
+    """A program that is not installed; None if all are there."""
+    return next((tool for tool in TOOLS if shutil.which(tool) is None), None)
+
+
+def typeset(root: Path) -> int:
+    """Run LaTeX on what Jupyter Book wrote, unless that is what was typeset last."""
     folder = root / "_build/latex"
-    pdf = folder / f"{NAME}.pdf"
-    state, now = State(root, "pdf"), inputs(root)
-    if pdf.is_file() and state.matches(now):
-        print(f"{pdf.relative_to(root)} is up to date")
-        return 0
-    tangle(read(root))  # whatever is wrong with a chapter is said first, and plainly
-    state.forget()
-    if code := jupyter_book(root, "latex"):
-        print("the PDF was not built: what stopped it stands above", file=sys.stderr)
-        return code
     files = [file for file in sorted(folder.iterdir()) if is_source(file)]
-    latex, sources = State(root, "latex"), digest(root, files)
-    if not (pdf.is_file() and latex.matches(sources)):
-        # After a failure latexmk would take the broken files for what it had to make.
-        again = () if latex.file.is_file() else ("-g",)
-        latex.forget()
-        if code := typeset(folder, again):
-            return code
-        latex.keep(sources)
+    state, now = State(root, "latex"), digest(root, files)
+    if (folder / f"{NAME}.pdf").is_file() and state.matches(now):
+        return 0
+    # After a failure latexmk would take the broken files for what it had to make.
+    again = () if state.file.is_file() else ("-g",)
+    state.forget()
+    if code := run(folder, again):
+        return code
     state.keep(now)
-    print(pdf.relative_to(root))
     return 0
 
 
@@ -71,7 +59,7 @@ def is_source(file: Path) -> bool:
     )
 
 
-def typeset(folder: Path, options: tuple[str, ...]) -> int:
+def run(folder: Path, options: tuple[str, ...]) -> int:
     """Run latexmk and judge its log."""
     # Messages of any length on one line, so that they can be read.
     environment = {**os.environ, "max_print_line": "10000", "error_line": "254"}

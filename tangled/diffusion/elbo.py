@@ -158,6 +158,11 @@ def _check_sigma(sigma: Table, T: int) -> None:
         )
 
 
+def _sum_dimensions(values: Float[Tensor, "B *dims"]) -> Float[Tensor, "B"]:
+    """Return the sum over the dimensions of each sample."""
+    return values.reshape(len(values), math.prod(values.shape[1:])).sum(1)
+
+
 def reverse_mean(
     model: Denoiser,
     xt: Float[Tensor, "B *dims"],
@@ -209,7 +214,7 @@ def kl_terms(
     mean, variance = posterior(x0, xt, t, schedule)
     guess = reverse_mean(model, xt, t, schedule)
     kl = gaussian_kl(mean, variance, guess, per_sample(sigma**2, t, x0))
-    return kl.reshape(len(x0), math.prod(x0.shape[1:])).sum(1)
+    return _sum_dimensions(kl)
 
 
 def decoder_term(
@@ -238,7 +243,7 @@ def decoder_term(
         log_prob = log_normal(x0, mean, std**2)
     else:
         log_prob = discretised_log_prob(x0, mean, std, levels)
-    return -log_prob.reshape(len(x0), math.prod(x0.shape[1:])).sum(1)
+    return -_sum_dimensions(log_prob)
 
 
 def bound_terms(

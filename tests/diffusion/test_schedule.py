@@ -156,58 +156,66 @@ def test_beta_outside_the_unit_interval_is_refused(bad):
         Schedule.from_betas(beta)
 
 
+STEPS, TABLES = Schedule.from_betas, Schedule
+
+
 @pytest.mark.usefixtures("plain_errors")
 @pytest.mark.parametrize(
-    ("beta", "kind", "sentence"),
+    ("make", "beta", "kind", "sentence"),
     [
         (
+            STEPS,
             torch.tensor([1, 2]),
             TypeError,
             "beta must be a floating tensor, got torch.int64",
         ),
-        ([0.1, 0.2], TypeError, "beta must be a floating tensor, got list"),
         (
+            STEPS,
+            [0.1, 0.2],
+            TypeError,
+            "beta must be a floating tensor, got list",
+        ),
+        (
+            STEPS,
             torch.empty(0),
             ValueError,
             r"beta must have shape \[T\] with T at least 1, got \[0\]",
         ),
         (
+            STEPS,
             torch.full((2, 2), 0.1),
             ValueError,
             r"beta must have shape \[T\] .*, got \[2, 2\]",
         ),
-    ],
-)
-def test_steps_of_the_wrong_kind_are_refused(beta, kind, sentence):
-    with pytest.raises(kind, match=f"^{sentence}$"):
-        Schedule.from_betas(beta)
-
-
-@pytest.mark.usefixtures("plain_errors")
-@pytest.mark.parametrize(
-    ("beta", "kind", "sentence"),
-    [
         (
+            TABLES,
             torch.tensor([0.0, 0.1]),
             TypeError,
             "beta must be a float64 tensor, got torch.float32",
         ),
-        (None, TypeError, "beta must be a float64 tensor, got NoneType"),
         (
-            torch.tensor([0.0]).double(),
-            ValueError,
-            r"beta must be a table \[T\+1\] with T at least 1",
+            TABLES,
+            None,
+            TypeError,
+            "beta must be a float64 tensor, got NoneType",
         ),
         (
+            TABLES,
+            torch.tensor([0.0]).double(),
+            ValueError,
+            r"beta must be a table \[T\+1\] with T at least 1, got shape \[1\]",
+        ),
+        (
+            TABLES,
             torch.tensor([0.1, 0.1]).double(),
             ValueError,
-            r"beta\[0\] belongs to the data and must be 0",
+            r"beta\[0\] belongs to the data and must be 0, got 0.1.*",
         ),
     ],
 )
-def test_tables_of_the_wrong_kind_are_refused(beta, kind, sentence):
-    with pytest.raises(kind, match=f"^{sentence}"):
-        Schedule(beta)
+def test_tables_of_the_wrong_kind_are_refused(make, beta, kind, sentence):
+    with pytest.raises(kind, match=f"^{sentence}$"):
+        make(beta)
 
 
 @pytest.mark.usefixtures("plain_errors")

@@ -17,6 +17,25 @@ CODE = (
     "```{code-cell} python\n:tangle:\n:implements: def-two\n\nTWO = 2\n```\n"
 )
 
+Check = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def check(
+    write_book: Callable[[dict[str, str]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> Check:
+    """A function that checks a chapter and a hand-written test: the status, and what is said."""
+
+    def run(text: str, test: str = "") -> tuple[int, str]:
+        chapter = {"book/diffusion/a.md": f"# Chapter\n\n{text}"}
+        tests = {"tests/diffusion/test_a.py": test} if test else {}
+        root = write_book(chapter | tests)
+        assert main(["-C", str(root), "tangle"]) == 0
+        return main(["-C", str(root), "check"]), capsys.readouterr().err
+
+    return run
+
 
 @pytest.mark.parametrize(
     ("text", "said"),
@@ -36,62 +55,36 @@ CODE = (
         ("See [this](#eq-one).\n", "breaks in print"),
     ],
 )
-def test_what_is_missing(
-    text: str,
-    said: str,
-    write_book: Callable[[dict[str, str]], Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + text})
-    assert main(["-C", str(root), "tangle"]) == 0
-    assert main(["-C", str(root), "check"]) == (1 if said else 0)
-    problems = capsys.readouterr().err
-    assert problems.count("\n") == (1 if said else 0)
+def test_what_is_missing(text: str, said: str, check: Check) -> None:
+    status, problems = check(text)
     assert said in problems
+    assert (status, problems.count("\n")) == ((1, 1) if said else (0, 0))
 
 
-def test_hand_written_tests_count(
-    write_book: Callable[[dict[str, str]], Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_hand_written_tests_count(check: Check) -> None:
     marked = (
         "import pytest\n\n\n@pytest.mark.verifies('thm-one')\n@pytest.mark.refutes('thm-one')\n"
         "def test_one():\n    assert True\n\n\n@pytest.mark.verifies('thm-none')\n"
         "def test_none():\n    assert True\n"
     )
-    chapter = {"book/diffusion/a.md": "# Chapter\n\n" + THEOREM + PROOF}
-    root = write_book({**chapter, "tests/diffusion/test_a.py": marked})
-    assert main(["-C", str(root), "check"]) == 1
-    said = capsys.readouterr().err
-    assert (
-        said
-        == "tests/diffusion/test_a.py:10: L14 no chapter has the label 'thm-none'\n"
-    )
+    said = "test_a.py:10: L14 no chapter has the label 'thm-none'\n"
+    assert check(THEOREM + PROOF, marked) == (1, f"tests/diffusion/{said}")
 
 
-def test_a_hand_written_test_that_does_not_parse(
-    write_book: Callable[[dict[str, str]], Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_hand_written_test_that_does_not_parse(check: Check) -> None:
     broken = (
         "import pytest\n\n\n@pytest.mark.slow\ndef test_one(:\n    pass\n"
     )
-    chapter = {"book/diffusion/a.md": "# Chapter\n"}
-    root = write_book({**chapter, "tests/diffusion/test_a.py": broken})
-    assert main(["-C", str(root), "check"]) == 1
-    assert capsys.readouterr().err.startswith(
-        "tests/diffusion/test_a.py:5: L02"
-    )
+    status, said = check("", broken)
+    assert status == 1
+    assert said.startswith("tests/diffusion/test_a.py:5: L02")
 
 
-def test_an_example_of_markup_is_not_judged(
-    write_book: Callable[[dict[str, str]], Path],
-) -> None:
+def test_an_example_of_markup_is_not_judged(check: Check) -> None:
     example = (
         "````md\n" + THEOREM + "\\begin{align}\n````\n\n% \\begin{align}\n"
     )
-    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + example})
-    assert main(["-C", str(root), "check"]) == 0
+    assert check(example) == (0, "")
 
 
 LEMMA = THEOREM.replace("thm-one", "lem-zero").replace("theorem", "lemma")
@@ -172,33 +165,22 @@ def reaching(verb: str, code: str) -> str:
     ],
 )
 def test_results_rest_on_what_stands_before_and_tests_reach_it(
-    text: str,
-    said: str,
-    write_book: Callable[[dict[str, str]], Path],
-    capsys: pytest.CaptureFixture[str],
+    text: str, said: str, check: Check
 ) -> None:
-    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + text})
-    assert main(["-C", str(root), "tangle"]) == 0
-    status = main(["-C", str(root), "check"])
-    problems = capsys.readouterr().err
+    status, problems = check(text)
     assert said in problems
     assert (status, problems.count("\n")) == ((1, 1) if said else (0, 0))
 
 
-def test_results_that_rest_on_each_other(
-    write_book: Callable[[dict[str, str]], Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_results_that_rest_on_each_other(check: Check) -> None:
     circle = (
         LEMMA
         + "```{prf:proof}\nBy {prf:ref}`thm-one`.\n```\n\n"
         + THEOREM
         + "```{prf:proof}\nBy {prf:ref}`lem-zero`.\n```\n\n"
     )
-    root = write_book({"book/diffusion/a.md": "# Chapter\n\n" + circle})
-    assert main(["-C", str(root), "tangle"]) == 0
-    assert main(["-C", str(root), "check"]) == 1
-    said = capsys.readouterr().err
+    status, said = check(circle)
+    assert status == 1
     assert (
         "L33 results rest on each other: lem-zero -> thm-one -> lem-zero"
         in said

@@ -2,8 +2,9 @@
 
 import pytest
 
+from loom.weave.build import pdf
 from loom.weave.macros import latex
-from loom.weave.pdf import build, failure, faults
+from loom.weave.pdf import failure, faults
 from loom.weave.state import State, inputs
 
 SOURCE = [
@@ -62,7 +63,7 @@ def test_without_tex_one_line_says_what_to_install(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build(tmp_path) == 1
+    assert pdf(tmp_path) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "latexmk is missing: install the packages of apt-book.txt"
 

@@ -10,31 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from tangled.diffusion.forward import diffuse
-from tangled.diffusion.schedule import Schedule, to_index
-
-diffusers = pytest.importorskip("diffusers")
-
-SCHEDULES = {
-    "linear": (Schedule.linear, "linear", (1e-4, 0.02)),
-    "scaled_linear": (
-        Schedule.scaled_linear,
-        "scaled_linear",
-        (0.00085, 0.012),
-    ),
-    "cosine": (Schedule.cosine, "squaredcos_cap_v2", (1e-4, 0.02)),
-    "sigmoid": (Schedule.sigmoid, "sigmoid", (1e-4, 0.02)),
-}
-
-
-def pair(name: str, T: int):
-    ours, theirs, (start, end) = SCHEDULES[name]
-    library = diffusers.DDPMScheduler(
-        num_train_timesteps=T,
-        beta_schedule=theirs,
-        beta_start=start,
-        beta_end=end,
-    )
-    return ours(T), library
+from tangled.diffusion.schedule import to_index
+from tests.parity.conftest import SCHEDULES, pair
 
 
 @pytest.mark.parametrize("T", [10, 100, 1000])
@@ -55,7 +32,7 @@ def test_tables(name, T):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_add_noise(name):
-    schedule, library = pair(name, 1000)
+    schedule, library = pair(name)
     t = torch.arange(1, 1001)
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 1000, 16, generator=generator)
@@ -68,7 +45,7 @@ def test_add_noise(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_only_the_precision_of_the_tables_differs(name):
-    schedule, library = pair(name, 1000)
+    schedule, library = pair(name)
     library.alphas_cumprod = schedule.alpha_bar[1:]
     t = torch.arange(1, 1001)
     generator = torch.Generator().manual_seed(0)
@@ -80,6 +57,6 @@ def test_only_the_precision_of_the_tables_differs(name):
 
 
 def test_without_the_index_shift_they_differ():
-    schedule, library = pair("linear", 1000)
+    schedule, library = pair("linear")
     shifted = library.alphas_cumprod.double()[1:] - schedule.alpha_bar[1:-1]
     assert shifted.abs().max() > 1e-3
