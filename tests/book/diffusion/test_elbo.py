@@ -172,6 +172,17 @@ def test_each_rung_is_higher_and_none_above_the_truth():
         assert standard_score(draw, chain.log_prob(x0).item()) < 5
 
 
+def lowest_precision() -> Tensor:
+    """Return the least eigenvalue that decides if E w_1^2 is finite."""
+    chain, q, x0 = toy()
+    model, forward = chain.condition(x0)[1], law_of_forward_path(q, x0)[1]
+    return torch.linalg.eigvalsh(2 * model.inverse() - forward.inverse())[0]
+
+
+def test_the_weights_of_the_toy_have_no_variance():
+    assert lowest_precision() < -0.5
+
+
 def terms_of_the_toy(divergence: Callable[..., Tensor] = gaussian_kl):
     """Return L_0, L_1, ..., L_4 of the toy chain, exactly."""
     chain, q, x0 = toy()
