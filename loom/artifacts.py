@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from loom import kernel
 from loom.book import Book, Chapter
@@ -27,9 +26,9 @@ MODULE = Path("tangled/foundations/artifacts.py")
 
 
 def main(root: Path) -> int:
-    """The command `loom artifacts`: make what is missing and show all that there is."""
+    """The command `loom artifacts`: make what is missing, and show all that there is."""
     if (root / MODULE).is_file():
-        return _run(root, stdout=None)
+        return make(root, stdout=None)
     print("no chapter of this book makes weights for others")
     return 0
 
@@ -40,43 +39,14 @@ def wanted(root: Path, chapters: Iterable[Chapter]) -> bool:
     return module.is_file() and any(module in modules(root, c.text) for c in chapters)
 
 
-def make(root: Path) -> int:
-    """Make what is missing, and leave a line behind for each of it.
+def make(root: Path, stdout: int | None = subprocess.DEVNULL) -> int:
+    """Make what is missing, by the package's own command.
+
+    On standard error it tells how far it is, and on `stdout` it prints its table.
 
     Returns:
         0; or 1 after a failure, which is reported; or 130 after Ctrl-C or SIGTERM.
     """
-    status = _run(root, stdout=subprocess.DEVNULL)
-    if status == 0:
-        for row in _table(root):
-            if row["made"]:
-                print(f"{row['module']}.{row['name']}: made in {row['seconds']:.1f} s")
-    return status
-
-
-def seconds(book: Book) -> dict[str, float]:
-    """How long the weights took to make, by the chapter that their recipe stands in."""
-    from loom.tangle import tangle
-
-    took = {f"{row['module']}.{row['name']}": row["seconds"] for row in _table(book.root)}
-    by_chapter: defaultdict[str, float] = defaultdict(float)
-    for found in tangle(book).definitions if took else ():
-        by_chapter[found.chapter] += took.get(found.dotted, 0.0)
-    return by_chapter
-
-
-def _table(root: Path) -> list[dict[str, Any]]:
-    """What the package says of its weights: `name`, `module`, `seconds`, and if `made` just now."""
-    file = kernel.artifacts(root) / "table.json"
-    try:
-        table: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return table
-
-
-def _run(root: Path, stdout: int | None) -> int:
-    """Run the package's own command, which tells on standard error how far it is."""
     environment = os.environ | kernel.environment(root)
     del environment["TQDM_DISABLE"]  # here nothing but a person reads standard error
     command = [sys.executable, "-m", ".".join(MODULE.with_suffix("").parts)]
@@ -95,7 +65,19 @@ def _run(root: Path, stdout: int | None) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stopped:
-        print("interrupted: the next run goes on with what was half-made", file=sys.stderr)
-        return INTERRUPTED
-    return 1 if status else 0
+    return INTERRUPTED if stopped else min(abs(status), 1)
+
+
+def seconds(book: Book) -> dict[str, float]:
+    """How long the weights took to make, by the chapter that their recipe stands in."""
+    from loom.tangle import tangle
+
+    try:
+        table = json.loads((kernel.artifacts(book.root) / "table.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    took = {f"{row['module']}.{row['name']}": row["seconds"] for row in table}
+    by_chapter: defaultdict[str, float] = defaultdict(float)
+    for found in tangle(book).definitions:
+        by_chapter[found.chapter] += took.get(found.dotted, 0.0)
+    return by_chapter
