@@ -48,7 +48,8 @@ def make(root: Path, stdout: int | None = subprocess.DEVNULL) -> int:
         0; or 1 after a failure, which is reported; or 130 after Ctrl-C or SIGTERM.
     """
     environment = os.environ | kernel.environment(root)
-    del environment["TQDM_DISABLE"]  # here nothing but a person reads standard error
+    if sys.stderr.isatty():
+        del environment["TQDM_DISABLE"]
     command = [sys.executable, "-m", ".".join(MODULE.with_suffix("").parts)]
     # In a process group of its own it hears of Ctrl-C once, and from here.
     process = subprocess.Popen(command, cwd=root, env=environment, stdout=stdout, process_group=0)

@@ -67,7 +67,7 @@ def test_weights_are_made_before_the_chapters_that_use_them(book):
     assert artifacts(book) == set()
 
     status, out, err = said(book, "run")
-    assert (status, err) == (0, "a bar None\n")
+    assert (status, err) == (0, "a bar 1\n")
     assert out.startswith("1 of 2 chapters unchanged\nbook/a.md: 1 cells")
     assert artifacts(book) == {"judge"}
 
@@ -90,7 +90,7 @@ def test_the_command_shows_the_table(book):
     assert (status, out, err) == (
         0,
         "the table of all weights\n",
-        "a bar None\n",
+        "a bar 1\n",
     )
     assert artifacts(book) == {"judge"}
     (book.root / "tangled/foundations/artifacts.py").unlink()
@@ -104,7 +104,7 @@ def test_where_weights_cannot_be_made_no_chapter_runs(book):
     for command in ("run", "artifacts"):
         status, out, err = said(book, command)
         assert status == 1
-        assert err == "a bar None\nthe weights cannot be made\n"
+        assert err == "a bar 1\nthe weights cannot be made\n"
         assert "book/" not in out
 
 
@@ -120,7 +120,7 @@ def test_an_interruption_reaches_the_maker(book, number):
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out) == (130, "")
     # The maker came to its own end, and said the last word.
-    assert err == "a bar None\nwhat was trained is kept\n"
+    assert err == "a bar 1\nwhat was trained is kept\n"
     assert artifacts(book) == {"started"}
     book.write("how.py", "")
     assert said(book, "run")[0] == 0
