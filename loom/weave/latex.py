@@ -115,9 +115,14 @@ class BookTranslator(LaTeXTranslator):
         self.body.append("\n\\end{bookproof}\n")
 
     def visit_paragraph(self, node: Element) -> None:
-        before = node.parent.index(node) - 1
-        head = before >= 0 and isinstance(node.parent[before], (AnswerHead, StatementTitle))
-        if not (head or (before < 0 and isinstance(node.parent, Answer))):
+        if isinstance(node.parent, nodes.entry) and not node.children:
+            raise nodes.SkipNode  # a cell with an empty line in it would be two lines high
+        at = node.parent.index(node)
+        before = node.parent[at - 1] if at else None
+        if isinstance(before, Provenance) and before["place"] == "equation":
+            self.body.append("\n\\noindent")  # as after any other formula
+        head = isinstance(before, (AnswerHead, StatementTitle))
+        if not (head or (before is None and isinstance(node.parent, Answer))):
             super().visit_paragraph(node)  # a blank line; not after a run-in head
 
     def visit_Answer(self, node: Element) -> None:
