@@ -5,6 +5,7 @@ Tangled from book/foundations/data.md.
 
 import gzip
 import math
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 __all__ = [
-    "BATCHES",
     "COLOURS",
     "POSITIONS",
     "SHAPES",
@@ -57,13 +57,13 @@ def _check_labels(where: object, labels: Tensor, classes: int) -> None:
         i = int(outside.nonzero()[0])
         raise DataError(
             f"{where} must lie in 0..{classes - 1}, "
-            f"but number {i} is {labels[i].item()}"
+            f"but that of item {i} is {labels[i].item()}"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled images, held as the whole numbers in which they come.
+    """Labelled images, kept as the whole numbers in which they come.
 
     A data set: `len(images)`, and `images[indices]` for a tensor of indices.
 
@@ -113,6 +113,7 @@ class Images:
         return x0, self.labels[indices]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Images":
+        """Return a copy in which every tensor is changed."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {k: v for k, v in values.items() if isinstance(v, Tensor)}
         changed = {name: change(value) for name, value in tensors.items()}
@@ -162,7 +163,9 @@ def item_keys(seed: int, items: Int64[Tensor, "N"]) -> Int64[Tensor, "N"]:
     It depends on the seed and on the number of the item, and on nothing else.
 
     Raises:
-        ValueError: if the seed is not in 0..2**63 - 1.
+        ValueError: if the seed does not lie in 0..2**63 - 1.
+
+    Source: Steele, Lea and Flood (2014), the generator SplitMix64.
     """
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must lie in 0..2**63 - 1, got {seed}")
@@ -170,30 +173,18 @@ def item_keys(seed: int, items: Int64[Tensor, "N"]) -> Int64[Tensor, "N"]:
     return _mixed(start + items + _GOLDEN)
 
 
-def item_uniforms(
-    seed: int, items: Int64[Tensor, "N"], draws: int
-) -> Float64[Tensor, "N draws"]:
-    """Return numbers in [0, 1) for each item: SplitMix64 from the item's key.
-
-    Source: Steele, Lea and Flood (2014).
-    """
-    steps = torch.arange(1, draws + 1, device=items.device) * _GOLDEN
-    bits = _mixed(item_keys(seed, items)[:, None] + steps)
-    return (bits >> 11 & 0x1FFFFFFFFFFFFF) / 2**53
-
-
 def stratified_split(
     labels: Int64[Tensor, "N"], sizes: tuple[int, ...], seed: int
 ) -> tuple[Int64[Tensor, "_"], ...]:
     """Return disjoint index sets of these sizes, and one of all that is left.
 
-    Each holds every class in proportion, up to rounding; within a class the
-    choice is random. The same labels, sizes and seed always give the same.
+    The first takes each class in proportion, with an error below one item;
+    the next ones do so with what is left. Indices are in increasing order.
 
     Raises:
         ValueError: if a size is negative or the sizes exceed the items.
 
-    Implements prop-stratified (book/foundations/data.md).
+    Implements alg-split, prop-stratified (book/foundations/data.md).
     """
     if min(sizes, default=0) < 0 or sum(sizes) > len(labels):
         raise ValueError(
@@ -205,8 +196,9 @@ def stratified_split(
     order = order[labels[order].argsort(stable=True)]  # class by class
     parts = []
     for size in sizes:
-        quota = torch.arange(len(order) + 1, device=labels.device) * size
-        chosen = (quota // max(len(order), 1)).diff() == 1
+        places = torch.arange(len(order) + 1, device=labels.device)
+        quota = places * size // max(len(order), 1)
+        chosen = quota.diff() == 1
         parts.append(order[chosen].sort().values)
         order = order[~chosen]
     return *parts, order.sort().values
@@ -220,7 +212,7 @@ def digits() -> Splits:
     Raises:
         ModuleNotFoundError: if scikit-learn is not installed.
 
-    Source: Alpaydin and Kaynak (1998), the test set of their collection.
+    Source: Alpaydin and Kaynak (1998), the test part of their collection.
     """
     try:
         from sklearn.datasets import load_digits
@@ -248,23 +240,24 @@ def _box(x: Tensor, y: Tensor, width: float, height: float) -> Tensor:
     return torch.maximum(x.abs() - width, y.abs() - height)
 
 
-def _lines(x: Tensor, y: Tensor, count: int, first: float) -> Tensor:
-    """Return the distances beyond lines around 0, [count, ...]."""
+def _beyond(x: Tensor, y: Tensor, count: int, first: float) -> Tensor:
+    """Return how far points lie along each of `count` directions."""
     angles = [first + 2 * math.pi * k / count for k in range(count)]
     return torch.stack([math.cos(a) * x + math.sin(a) * y for a in angles])
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
-    beyond = _lines(x, y, 5, -math.pi / 2).topk(2, dim=0).values
-    return beyond[1] - math.cos(2 * math.pi / 5)  # beyond one line is inside
+    second = _beyond(x, y, 5, -math.pi / 2).topk(2, dim=0).values[1]
+    return second - math.cos(2 * math.pi / 5)
 
 
 def _heart(x: Tensor, y: Tensor) -> Tensor:
-    side = 0.8 / math.sqrt(2)
-    point = (x.abs() + y.abs()) / math.sqrt(2) - side
-    return torch.minimum(point, _disc(x.abs() - 0.4, y + 0.4, side))
+    side = 0.8 / math.sqrt(2)  # half the side of a square on its corner
+    square = (x.abs() + y.abs()) / math.sqrt(2) - side
+    return torch.minimum(square, _disc(x.abs() - 0.4, y + 0.4, side))
 
 
+# Each fits into a circle of radius 1 or little more; y points down.
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "circle": lambda x, y: _disc(x, y, 0.9),
     "ring": lambda x, y: _disc(x, y, 0.74).abs() - 0.22,
@@ -272,19 +265,69 @@ _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "diamond": lambda x, y: (
         (x.abs() / 0.6 + y.abs() - 1) / math.hypot(1 / 0.6, 1)
     ),
-    "triangle": lambda x, y: _lines(x, y, 3, math.pi / 2).amax(0) - 0.5,
+    "triangle": lambda x, y: _beyond(x, y, 3, math.pi / 2).amax(0) - 0.5,
     "star": _star,
     "cross": lambda x, y: torch.minimum(
         _box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95)
     ),
     "bar": lambda x, y: _box(x, y, 0.95, 0.3),
     "crescent": lambda x, y: torch.maximum(
-        _disc(x, y, 0.95), -_disc(x - 0.45, y, 0.8)
+        _disc(x - 0.1, y, 0.9), -_disc(x - 0.55, y, 0.75)
     ),
     "heart": _heart,
 }
 
 SHAPES = tuple(_DISTANCES)
+
+
+def signed_distance(
+    shape: str, x: Float[Tensor, "*dims"], y: Float[Tensor, "*dims"]
+) -> Float[Tensor, "*dims"]:
+    """Return how far points lie outside a shape around 0; negative inside.
+
+    Lengths are in units of the shape's radius, and y points down. The sign is
+    right everywhere, the size near a straight or round edge.
+
+    Raises:
+        ValueError: if there is no such shape.
+
+    Implements eq-shape-algebra (book/foundations/data.md).
+    """
+    if shape not in _DISTANCES:
+        known = ", ".join(SHAPES)
+        raise ValueError(f"shape must be one of {known}, got {shape!r}")
+    return _DISTANCES[shape](x, y)
+
+
+def _covered(
+    labels: Int64[Tensor, "N"],
+    x: Float[Tensor, "N H W"],
+    y: Float[Tensor, "N H W"],
+    radius: Float[Tensor, "N 1 1"],
+) -> Float[Tensor, "N H W"]:
+    """Return the part of each pixel that its shape covers; radius in pixels.
+
+    Implements eq-coverage (book/foundations/data.md).
+    """
+    distance = torch.empty_like(x)
+    for k, name in enumerate(SHAPES):
+        mine = labels == k
+        distance[mine] = signed_distance(name, x[mine], y[mine])
+    return (0.5 - radius * distance).clamp(0, 1)
+
+
+def item_uniforms(
+    seed: int, items: Int64[Tensor, "N"], draws: int
+) -> Float64[Tensor, "N draws"]:
+    """Return numbers in [0, 1) for each item, `draws` of them.
+
+    They are the outputs of SplitMix64 started at the item's key.
+    """
+    steps = torch.arange(1, draws + 1, device=items.device) * _GOLDEN
+    bits = _mixed(item_keys(seed, items)[:, None] + steps)
+    return (bits >> 11 & 0x1FFFFFFFFFFFFF) / 2**53
+
+
 COLOURS = {
     "red": (0.90, 0.15, 0.15),
     "yellow": (0.95, 0.85, 0.15),
@@ -295,64 +338,47 @@ COLOURS = {
     "pink": (1.00, 0.60, 0.75),
     "white": (0.95, 0.95, 0.95),
 }
-POSITIONS = tuple(
-    "top left,top,top right,left,centre,right,"
-    "bottom left,bottom,bottom right".split(",")
+POSITIONS = (
+    *("top left", "top", "top right"),
+    *("left", "centre", "right"),
+    *("bottom left", "bottom", "bottom right"),
 )
 
 
-def signed_distance(
-    shape: str, x: Float[Tensor, "*dims"], y: Float[Tensor, "*dims"]
-) -> Float[Tensor, "*dims"]:
-    """Return how far points lie outside a shape of radius 1 around 0.
-
-    Negative inside; y points down. Outside of a corner, or in one that bends
-    inwards, it may be less than the distance in size, never in sign.
-
-    Raises:
-        ValueError: if there is no such shape.
-    """
-    if shape not in _DISTANCES:
-        known = ", ".join(SHAPES)
-        raise ValueError(f"shape must be one of {known}, got {shape!r}")
-    return _DISTANCES[shape](x, y)
-
-
 def caption(shape: int, colour: int, position: int) -> str:
-    """Return the words for three attributes, by their numbers."""
-    return (
-        f"a {list(COLOURS)[colour]} {SHAPES[shape]} "
-        f"at the {POSITIONS[position]}"
-    )
+    """Return the words for three attributes, given by their numbers."""
+    words = f"{list(COLOURS)[colour]} {SHAPES[shape]}"
+    return f"a {words} at the {POSITIONS[position]}"
 
 
 def read_caption(text: str) -> tuple[int, int, int]:
-    """Return the numbers of shape, colour and position that a caption names.
+    """Return the numbers of the shape, colour and position in a caption.
 
     Raises:
         ValueError: if `caption` would not have written this text.
     """
-    subject, _, place = text.partition(" at the ")
-    article, *words = subject.split(" ")
-    known = (list(COLOURS), SHAPES)
-    if (
-        article != "a"
-        or place not in POSITIONS
-        or len(words) != 2
-        or any(w not in k for w, k in zip(words, known, strict=True))
+    words = re.fullmatch(r"a (\w+) (\w+) at the (\w+(?: \w+)?)", text)
+    lists = (tuple(COLOURS), SHAPES, POSITIONS)
+    if words is None or any(
+        word not in known
+        for word, known in zip(words.groups(), lists, strict=True)
     ):
-        raise ValueError(f"{text!r} is not a caption of shapes")
-    colour, shape = (k.index(w) for w, k in zip(words, known, strict=True))
-    return shape, colour, POSITIONS.index(place)
+        raise ValueError(f"{text!r} is not the caption of a shape")
+    colour, shape, position = words.groups()
+    return (
+        SHAPES.index(shape),
+        lists[0].index(colour),
+        POSITIONS.index(position),
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shapes(Images):
-    """Drawn shapes: `Images` whose labels are shapes, with two attributes.
+    """Drawn shapes: `Images` whose labels are shapes, and two attributes.
 
     Args:
         colours: numbers of `COLOURS` [N], int64.
-        positions: numbers of `POSITIONS` [N], int64, row by row.
+        positions: numbers of `POSITIONS` [N], int64.
     """
 
     colours: Int64[Tensor, "N"]
@@ -360,53 +386,35 @@ class Shapes(Images):
 
     @property
     def captions(self) -> list[str]:
-        """The words for each image."""
+        """The sentence for each image."""
         rows = torch.stack([self.labels, self.colours, self.positions], 1)
         return [caption(*row) for row in rows.tolist()]
 
 
-def _coverage(
-    labels: Int64[Tensor, "N"],
-    x: Float[Tensor, "N H W"],
-    y: Float[Tensor, "N H W"],
-    unit: Float[Tensor, "N 1 1"],
-) -> Float[Tensor, "N H W"]:
-    """Return which part of each pixel its shape covers; `unit` in pixels.
-
-    Implements eq-coverage (book/foundations/data.md).
-    """
-    distance = torch.empty_like(x)
-    for k, name in enumerate(SHAPES):
-        mine = labels == k
-        distance[mine] = signed_distance(name, x[mine], y[mine])
-    return (0.5 - unit * distance).clamp(0, 1)
-
-
 def _drawn(seed: int, items: Int64[Tensor, "N"], size: int) -> Shapes:
-    """Draw these items, from 13 numbers for the scene and one a byte."""
+    """Draw these items: 13 numbers for the scene, and one for each byte."""
     draws = item_uniforms(seed, items, 13 + 3 * size**2).float()
-    scene, noise = draws.split([13, 3 * size**2], dim=1)
     counts = torch.tensor([len(SHAPES), len(COLOURS), len(POSITIONS)])
-    labels, colours, positions = (scene[:, :3] * counts).long().T
-    jitter = scene[:, 3:, None, None] - 0.5  # [N, 10, 1, 1] in [-1/2, 1/2)
+    labels, colours, positions = (draws[:, :3] * counts).long().T
+    jitter = draws[:, 3:13, None, None] - 0.5
+    grain = draws[:, 13:].reshape(-1, 3, size, size) - 0.5
+
     radius, angle = 0.35 + 0.1 * jitter[:, 0], 0.5 * jitter[:, 1]
     place = torch.stack([positions % 3, positions // 3], 1)[..., None, None]
-    centre = 0.55 * (place - 1) + 0.1 * jitter[:, 2:4]
-
-    grid = (2 * torch.arange(size) + 1) / size - 1  # centres of pixels
+    centre = 0.53 * (place - 1) + 0.1 * jitter[:, 2:4]
+    grid = (2 * torch.arange(size) + 1) / size - 1  # middles of the pixels
     across = (grid[None, None, :] - centre[:, 0]) / radius
     down = (grid[None, :, None] - centre[:, 1]) / radius
     x = angle.cos() * across + angle.sin() * down
     y = angle.cos() * down - angle.sin() * across
-    cover = _coverage(labels, x, y, radius * size / 2)[:, None]
+    cover = _covered(labels, x, y, radius * size / 2)[:, None]
 
     paint = torch.tensor(list(COLOURS.values()))[colours, :, None, None]
-    paper = 0.125 + 0.25 * jitter[:, 7:10]
-    colour = cover * (paint + 0.1 * jitter[:, 4:7]) + (1 - cover) * paper
-    grain = 0.15 * (noise.reshape(-1, 3, size, size) - 0.5)
-    pixels = (255 * (colour + grain).clamp(0, 1)).round().to(torch.uint8)
+    paper = 0.1 + 0.2 * jitter[:, 7:10]
+    picture = cover * (paint + 0.1 * jitter[:, 4:7]) + (1 - cover) * paper
+    bytes_ = 255 * (picture + 0.15 * grain).clamp(0, 1)
     return Shapes(
-        pixels=pixels,
+        pixels=bytes_.round().to(torch.uint8),
         labels=labels,
         classes=SHAPES,
         colours=colours,
@@ -418,21 +426,25 @@ def shapes(n: int, seed: int, *, first: int = 0, size: int = 32) -> Shapes:
     """Return n pictures of one shape each, [3, size, size], with captions.
 
     Item i depends on the seed and on i alone: these are the items `first` to
-    `first + n - 1` of an endless sequence.
+    `first + n - 1` of an endless sequence. Another seed is another sequence.
 
     Raises:
         ValueError: if an argument is out of range.
+
+    Implements def-shapes (book/foundations/data.md).
     """
-    for name, value, least in (("n", n, 0), ("first", first, 0)):
+    for name, value, least in (
+        ("n", n, 0),
+        ("first", first, 0),
+        ("size", size, 8),
+    ):
         if value < least:
-            raise ValueError(f"{name} must not be negative, got {value}")
-    if size < 8:
-        raise ValueError(f"size must be at least 8 pixels, got {size}")
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     items = torch.arange(first, first + n)
     return _joined([_drawn(seed, some, size) for some in items.split(500)])
 
 
-# A set of points in the plane.
+# Points in the plane.
 Points = Float[Tensor, "n 2"]
 
 
@@ -444,31 +456,36 @@ def _uniforms(
     return torch.rand(2, n, generator=generator, device=device)
 
 
+def _polar(radius: Tensor | float, angle: Tensor) -> Points:
+    """Return the points with these polar coordinates."""
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+
+
 def _blurred(
-    x: Tensor, y: Tensor, noise: float, generator: torch.Generator | None
+    points: Points, noise: float, generator: torch.Generator | None
 ) -> Points:
-    """Return the points with noise added and their mean square kept at 2.
+    """Return the points with noise, their mean square still 2.
 
     Raises:
         ValueError: if noise does not lie in 0..1.
+
+    Implements eq-plane-noise (book/foundations/data.md).
     """
     if not 0 <= noise <= 1:
         raise ValueError(f"noise must lie in 0..1, got {noise}")
-    points = torch.stack([x, y], 1)
-    eps = torch.randn(
-        points.shape, generator=generator, device=points.device
-    )
+    eps = torch.randn(points.shape, generator=generator, device=points.device)
     return math.sqrt(1 - noise**2) * points + noise * eps
 
 
 def moons(
     n: int, generator: torch.Generator | None = None, noise: float = 0.05
 ) -> Points:
-    """Return two half circles that reach into each other."""
+    """Return two half circles, each through the opening of the other."""
     u, side = _uniforms(n, generator)
-    scale = math.sqrt(2 / (21 / 16 - 1 / math.pi)) * (side - 0.5).sign()
-    x, y = (math.pi * u).cos() - 0.5, (math.pi * u).sin() - 0.25
-    return _blurred(scale * x, scale * y, noise, generator)
+    middle = torch.tensor([0.5, 0.25], device=u.device)  # of the whole
+    arc = (_polar(1.0, math.pi * u) - middle) * (side - 0.5).sign()[:, None]
+    square = 21 / 16 - 1 / math.pi  # the mean square of `arc`
+    return _blurred(math.sqrt(2 / square) * arc, noise, generator)
 
 
 def rings(
@@ -477,35 +494,30 @@ def rings(
     """Return three circles around 0, with radii as 1 to 2 to 3."""
     u, which = _uniforms(n, generator)
     radius = math.sqrt(3 / 7) * (1 + (3 * which).floor())
-    angle = 2 * math.pi * u
-    return _blurred(
-        radius * angle.cos(), radius * angle.sin(), noise, generator
-    )
+    return _blurred(_polar(radius, 2 * math.pi * u), noise, generator)
 
 
 def spirals(
     n: int, generator: torch.Generator | None = None, noise: float = 0.05
 ) -> Points:
-    """Return two arms of one and a half turns, the angle 3/2 pi radius."""
+    """Return two arms of one and a half turns, at an angle 3/2 pi radius."""
     u, side = _uniforms(n, generator)
-    radius, arm = 2 * u.sqrt(), (side - 0.5).sign()
-    angle = 1.5 * math.pi * radius
-    x, y = radius * angle.cos(), radius * angle.sin()
-    return _blurred(arm * x, arm * y, noise, generator)
+    radius = 2 * u.sqrt()
+    arm = (side - 0.5).sign()
+    points = _polar(arm * radius, 1.5 * math.pi * radius)
+    return _blurred(points, noise, generator)
 
 
 def swiss_roll(
     n: int, generator: torch.Generator | None = None, noise: float = 0.05
 ) -> Points:
-    """Return one arm whose radius is its angle, from 3/2 pi to 9/2 pi."""
+    """Return one arm, its radius as its angle, from 3/2 pi to 9/2 pi."""
     u, _ = _uniforms(n, generator)
     angle = 1.5 * math.pi * (1 + 2 * u)
-    middle = (2, 2 / (3 * math.pi))  # the exact mean
-    square = 9.75 * math.pi**2 - middle[0] ** 2 - middle[1] ** 2
-    scale = math.sqrt(2 / square)
-    x = scale * (angle * angle.cos() - middle[0])
-    y = scale * (angle * angle.sin() - middle[1])
-    return _blurred(x, y, noise, generator)
+    mean = torch.tensor([2, 2 / (3 * math.pi)], device=u.device)
+    square = 9.75 * math.pi**2 - mean.square().sum()
+    points = (_polar(angle, angle) - mean) * (2 / square).sqrt()
+    return _blurred(points, noise, generator)
 
 
 def checkerboard(
@@ -513,9 +525,9 @@ def checkerboard(
 ) -> Points:
     """Return points on the eight dark squares of a board of four by four."""
     u, v = 4 * _uniforms(n, generator)
-    row = 2 * (v / 2).floor() + u.floor() % 2
-    x, y = u / 2 - 1, (row + v / 2 % 1) / 2 - 1
-    return _blurred(3**0.5 * x, 3**0.5 * y, noise, generator)
+    row = 2 * (v / 2).floor() + u.floor() % 2  # even columns, even rows
+    points = torch.stack([u, row + v / 2 % 1], 1) / 2 - 1
+    return _blurred(math.sqrt(3) * points, noise, generator)
 
 
 def eight_gaussians(
@@ -524,14 +536,17 @@ def eight_gaussians(
     """Return eight round clouds, evenly spaced on a circle."""
     which, _ = _uniforms(n, generator)
     angle = math.pi / 4 * (8 * which).floor()
-    radius = math.sqrt(2)
-    return _blurred(
-        radius * angle.cos(), radius * angle.sin(), noise, generator
-    )
+    return _blurred(_polar(math.sqrt(2), angle), noise, generator)
 
 
-def _content(folder: Path | str, name: str, packed: bool) -> tuple[Path, bytes]:
-    """Return the path and the bytes of a file, or of its `.gz`, unpacked."""
+def _content(
+    folder: Path | str, name: str, *, packed: bool = False
+) -> tuple[Path, bytes]:
+    """Return the path and bytes of a file; `packed`: or of its .gz, unpacked.
+
+    Raises:
+        DataError: if the folder or the file is missing or cannot be read.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -549,19 +564,24 @@ def _content(folder: Path | str, name: str, packed: bool) -> tuple[Path, bytes]:
 def _parsed_idx(
     path: Path, data: bytes, magic: int
 ) -> UInt8[Tensor, "*dims"]:
-    """Return the array in an IDX file: magic number, sizes, bytes."""
-    start = 4 + 4 * (magic & 0xFF)  # the last byte counts the dimensions
+    """Return the array in the bytes of an IDX file.
+
+    Raises:
+        DataError: if the magic number is another or the length is wrong.
+
+    Implements def-idx (book/foundations/data.md).
+    """
+    if data[:4] != magic.to_bytes(4, "big"):
+        found = data[:4].hex() or "nothing"
+        raise DataError(f"{path} begins with {found}, not {magic:08x}")
+    start = 4 + 4 * (magic & 0xFF)  # the last byte counts dimensions
     if len(data) < start:
         raise DataError(f"{path} ends within its header of {start} bytes")
-    found, *sizes = struct.unpack_from(f">{start // 4}I", data)
-    if found != magic:
+    sizes = struct.unpack_from(f">{magic & 0xFF}I", data, offset=4)
+    if len(data) - start != math.prod(sizes):
         raise DataError(
-            f"{path} begins with 0x{found:08x} instead of 0x{magic:08x}"
-        )
-    if len(data) - start != math.prod(sizes) or not len(data) > start:
-        raise DataError(
-            f"{path} announces {' x '.join(map(str, sizes))} bytes after "
-            f"its header and has {len(data) - start}"
+            f"{path} announces {' x '.join(map(str, sizes))} values "
+            f"and holds {len(data) - start}"
         )
     values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return values[start:].reshape(sizes)
@@ -583,22 +603,21 @@ def _idx_images(
             f"{path} holds {len(pixels)} images and {where.name} "
             f"{len(labels)} labels"
         )
-    _check_labels(where, labels, len(classes))
+    _check_labels(f"the labels of {where}", labels, len(classes))
     return Images(pixels[:, None], labels, classes)
 
 
 def _with_validation(train: Images, test: Images) -> Splits:
-    """Carve a tenth of the training images for validation, always the same."""
-    sizes = (len(train) // 10,)
-    validation, rest = stratified_split(train.labels, sizes, seed=0)
+    """Set a tenth of the training images apart, always the same tenth."""
+    validation, rest = stratified_split(train.labels, (len(train) // 10,), 0)
     return Splits(train.take(rest), train.take(validation), test)
 
 
 def mnist(folder: Path | str) -> Splits:
-    """Return MNIST, [1, 28, 28], from a folder with its four IDX files.
+    """Return MNIST, [1, 28, 28], from a folder that holds its four files.
 
-    The files are those of the original, plain or gzipped. A tenth of the
-    training images becomes the validation set.
+    The files have their original names (`train-images-idx3-ubyte` and so on),
+    with or without `.gz`. A tenth of the training images is for validation.
 
     Raises:
         DataError: if a file is missing or is not what it should be.
@@ -611,9 +630,9 @@ def mnist(folder: Path | str) -> Splits:
 
 
 def fashion_mnist(folder: Path | str) -> Splits:
-    """Return Fashion-MNIST, [1, 28, 28]: files and errors as for `mnist`.
+    """Return Fashion-MNIST, [1, 28, 28]: files and errors are as for `mnist`.
 
-    The file names are those of MNIST too: keep the two in separate folders.
+    The names of the files are the same too: keep the two sets apart.
 
     Source: Xiao, Rasul and Vollgraf (2017).
     """
@@ -623,14 +642,14 @@ def fashion_mnist(folder: Path | str) -> Splits:
     return _with_validation(train, test)
 
 
-BATCHES = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
-
-
-def _cifar_batch(
+def _cifar_images(
     folder: Path | str, name: str, classes: tuple[str, ...]
 ) -> Images:
-    """Return one file of records: a label, then 32 x 32 reds, greens, blues."""
-    path, data = _content(folder, name, packed=False)
+    """Return the records of one file.
+
+    Implements def-cifar (book/foundations/data.md).
+    """
+    path, data = _content(folder, name)
     if not data or len(data) % 3073:
         raise DataError(
             f"{path} has {len(data)} bytes, not whole records of 3073"
@@ -645,19 +664,25 @@ def _cifar_batch(
 def cifar10(folder: Path | str) -> Splits:
     """Return CIFAR-10, [3, 32, 32], from a folder with its binary version.
 
-    A tenth of the training images becomes the validation set.
+    That is `data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin` and
+    `batches.meta.txt`. A tenth of the training images is for validation.
 
     Raises:
         DataError: if a file is missing or is not what it should be.
 
     Source: Krizhevsky (2009).
     """
-    path, data = _content(folder, "batches.meta.txt", packed=False)
+    path, data = _content(folder, "batches.meta.txt")
     classes = tuple(data.decode("ascii", "replace").split())
     if len(classes) != 10:
         raise DataError(f"{path} names {len(classes)} classes, not 10")
-    *train, test = (
-        _cifar_batch(folder, name, classes)
-        for name in (*BATCHES, "test_batch.bin")
-    )
+    names = [f"data_batch_{k}.bin" for k in range(1, 6)]
+    train = [_cifar_images(folder, name, classes) for name in names]
+    if len({len(part) for part in train}) > 1:
+        lengths = ", ".join(str(len(part)) for part in train)
+        raise DataError(
+            f"the training files in {folder} hold {lengths} records, "
+            "not equally many"
+        )
+    test = _cifar_images(folder, "test_batch.bin", classes)
     return _with_validation(_joined(train), test)

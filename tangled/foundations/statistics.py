@@ -1,4 +1,4 @@
-"""How sure a measured number is: standard scores, binomial laws, intervals.
+"""How sure a measured number is: standard scores, binomial laws, intervals, splits.
 
 Tangled from book/foundations/data.md.
 """
@@ -26,6 +26,8 @@ def standard_score(values: Float[Tensor, "N"], expected: float) -> float:
 
     The values are independent draws; under the claim their mean is `expected`
     and the score is nearly standard normal. Tests accept |z| < 5.
+
+    Implements eq-standard-score (book/foundations/data.md).
     """
     error = values.std() / math.sqrt(len(values))
     return ((values.mean() - expected) / error).item()
@@ -37,12 +39,14 @@ def binomial_law(
     """Return the probabilities of 0..n successes in n independent trials.
 
     Raises:
-        ValueError: if n is negative or a p does not lie in 0..1.
+        ValueError: if n is negative or an entry of p is outside 0..1.
 
     Implements prop-accuracy (book/foundations/data.md).
     """
-    if n < 0 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("binomial_law needs n >= 0 and p in 0..1")
+    if n < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p must lie in 0..1, got {p.tolist()}")
     k = torch.arange(n + 1, dtype=p.dtype, device=p.device)
     ways = math.lgamma(n + 1) - (k + 1).lgamma() - (n - k + 1).lgamma()
     p = p[:, None]
@@ -52,25 +56,29 @@ def binomial_law(
 def wilson_interval(
     correct: int, n: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the accuracies that `correct` out of n do not contradict.
+    """Return the accuracies that `correct` right answers of n do not refute.
 
     Raises:
-        ValueError: if not 0 <= correct <= n, n >= 1, 0 < confidence < 1.
+        ValueError: unless 0 <= correct <= n, n >= 1 and 0 < confidence < 1.
 
     Source: Wilson (1927).
 
     Implements prop-wilson (book/foundations/data.md).
     """
-    if not 0 <= correct <= n or n < 1 or not 0 < confidence < 1:
+    if n < 1 or not 0 <= correct <= n:
         raise ValueError(
-            "wilson_interval needs 0 <= correct <= n, n >= 1 and a "
-            f"confidence in (0, 1), got {correct}, {n} and {confidence}"
+            f"correct must lie in 0..n with n at least 1, "
+            f"got {correct} of {n}"
         )
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (correct + z**2 / 2) / (n + z**2)
     spread = correct * (n - correct) / n + z**2 / 4
     half = z * math.sqrt(spread) / (n + z**2)
-    return max(0.0, centre - half), min(1.0, centre + half)  # up to rounding
+    low = centre - half if correct > 0 else 0.0  # exact, not nearly
+    high = centre + half if correct < n else 1.0
+    return low, high
 
 
 def coverage(
@@ -80,7 +88,7 @@ def coverage(
 ) -> Float64[Tensor, "P"]:
     """Return how probable it is that interval(correct, n) contains p.
 
-    Exact: a sum over all numbers of correct answers, for each p.
+    Exact: a sum over all numbers of right answers, for each p.
     """
     ends = [interval(correct, n) for correct in range(n + 1)]
     low, high = torch.tensor(ends, dtype=p.dtype, device=p.device).T
@@ -96,7 +104,7 @@ def sample_variance(
     Drawn without replacement, all sets of n being equally likely.
 
     Raises:
-        ValueError: if not 1 <= n <= N.
+        ValueError: unless 1 <= n <= N.
 
     Implements lem-simple-sample (book/foundations/data.md).
     """
@@ -110,17 +118,17 @@ def stratified_variance(
 ) -> Float64[Tensor, ""]:
     """Return the same variance if each class gives its share of the n items.
 
-    The shares n N_c / N are taken as they are, not rounded.
+    The shares n N_c / N are taken as they are, whole or not.
 
     Raises:
-        ValueError: if a class has a single item, or n is not in 1..N.
+        ValueError: if a class has a single item, or unless 1 <= n <= N.
 
-    Implements eq-stratified-variance (book/foundations/data.md).
+    Implements prop-stratified (book/foundations/data.md).
     """
-    groups = [values[labels == c] for c in labels.unique()]
-    if min(map(len, groups)) < 2:
-        raise ValueError("each class must have at least two items")
     if not 1 <= n <= len(values):
         raise ValueError(f"n must lie in 1..{len(values)}, got {n}")
-    within = sum(len(group) * group.var() for group in groups) / len(values)
-    return (1 - n / len(values)) * within / n
+    groups = [values[labels == c] for c in labels.unique()]
+    if min(map(len, groups)) < 2:
+        raise ValueError("labels must give each class at least two items")
+    within = torch.stack([len(group) * group.var() for group in groups])
+    return (1 - n / len(values)) * within.sum() / len(values) / n
