@@ -20,11 +20,11 @@ from torch import Tensor
 __all__ = [
     "COLOURS",
     "POSITIONS",
-    "SHAPES",
+    "SHAPE_NAMES",
     "DataError",
+    "DrawnShapes",
     "Images",
     "Points",
-    "Shapes",
     "Splits",
     "caption",
     "checkerboard",
@@ -277,7 +277,7 @@ _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "heart": _heart,
 }
 
-SHAPES = tuple(_DISTANCES)
+SHAPE_NAMES = tuple(_DISTANCES)
 
 
 def signed_distance(
@@ -294,7 +294,7 @@ def signed_distance(
     Implements eq-shape-algebra (book/foundations/data.md).
     """
     if shape not in _DISTANCES:
-        known = ", ".join(SHAPES)
+        known = ", ".join(SHAPE_NAMES)
         raise ValueError(f"shape must be one of {known}, got {shape!r}")
     return _DISTANCES[shape](x, y)
 
@@ -310,7 +310,7 @@ def _covered(
     Implements eq-coverage (book/foundations/data.md).
     """
     distance = torch.empty_like(x)
-    for k, name in enumerate(SHAPES):
+    for k, name in enumerate(SHAPE_NAMES):
         mine = labels == k
         distance[mine] = signed_distance(name, x[mine], y[mine])
     return (0.5 - radius * distance).clamp(0, 1)
@@ -347,7 +347,7 @@ POSITIONS = (
 
 def caption(shape: int, colour: int, position: int) -> str:
     """Return the words for three attributes, given by their numbers."""
-    words = f"{list(COLOURS)[colour]} {SHAPES[shape]}"
+    words = f"{list(COLOURS)[colour]} {SHAPE_NAMES[shape]}"
     return f"a {words} at the {POSITIONS[position]}"
 
 
@@ -358,7 +358,7 @@ def read_caption(text: str) -> tuple[int, int, int]:
         ValueError: if `caption` would not have written this text.
     """
     words = re.fullmatch(r"a (\w+) (\w+) at the (\w+(?: \w+)?)", text)
-    lists = (tuple(COLOURS), SHAPES, POSITIONS)
+    lists = (tuple(COLOURS), SHAPE_NAMES, POSITIONS)
     if words is None or any(
         word not in known
         for word, known in zip(words.groups(), lists, strict=True)
@@ -366,14 +366,14 @@ def read_caption(text: str) -> tuple[int, int, int]:
         raise ValueError(f"{text!r} is not the caption of a shape")
     colour, shape, position = words.groups()
     return (
-        SHAPES.index(shape),
+        SHAPE_NAMES.index(shape),
         lists[0].index(colour),
         POSITIONS.index(position),
     )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Shapes(Images):
+class DrawnShapes(Images):
     """Drawn shapes: `Images` whose labels are shapes, and two attributes.
 
     Args:
@@ -391,10 +391,10 @@ class Shapes(Images):
         return [caption(*row) for row in rows.tolist()]
 
 
-def _drawn(seed: int, items: Int64[Tensor, "N"], size: int) -> Shapes:
+def _drawn(seed: int, items: Int64[Tensor, "N"], size: int) -> DrawnShapes:
     """Draw these items: 13 numbers for the scene, and one for each byte."""
     draws = item_uniforms(seed, items, 13 + 3 * size**2).float()
-    counts = torch.tensor([len(SHAPES), len(COLOURS), len(POSITIONS)])
+    counts = torch.tensor([len(SHAPE_NAMES), len(COLOURS), len(POSITIONS)])
     labels, colours, positions = (draws[:, :3] * counts).long().T
     jitter = draws[:, 3:13, None, None] - 0.5
     grain = draws[:, 13:].reshape(-1, 3, size, size) - 0.5
@@ -413,16 +413,18 @@ def _drawn(seed: int, items: Int64[Tensor, "N"], size: int) -> Shapes:
     paper = 0.1 + 0.2 * jitter[:, 7:10]
     picture = cover * (paint + 0.1 * jitter[:, 4:7]) + (1 - cover) * paper
     bytes_ = 255 * (picture + 0.15 * grain).clamp(0, 1)
-    return Shapes(
+    return DrawnShapes(
         pixels=bytes_.round().to(torch.uint8),
         labels=labels,
-        classes=SHAPES,
+        classes=SHAPE_NAMES,
         colours=colours,
         positions=positions,
     )
 
 
-def shapes(n: int, seed: int, *, first: int = 0, size: int = 32) -> Shapes:
+def shapes(
+    n: int, seed: int, *, first: int = 0, size: int = 32
+) -> DrawnShapes:
     """Return n pictures of one shape each, [3, size, size], with captions.
 
     Item i depends on the seed and on i alone: these are the items `first` to

@@ -21,7 +21,7 @@ from torch import Tensor
 from tangled.foundations.data import (
     COLOURS,
     POSITIONS,
-    SHAPES,
+    SHAPE_NAMES,
     DataError,
     Images,
     _beyond,
@@ -63,7 +63,8 @@ def test_black_middle_and_white_are_exact():
     for levels in (16, 255):
         x0, labels = grey_steps(levels)[torch.tensor([0])]
         assert (x0.dtype, labels.tolist()) == (torch.float32, [0])
-        assert x0.min() == -1 and x0.max() == 1  # to the last bit
+        assert x0.min() == -1  # to the last bit
+        assert x0.max() == 1
         assert (x0 + x0.flip(-1)).abs().max() < 1e-6  # centred
     assert grey_steps(16)[torch.tensor([0])][0].flatten()[8] == 0
 
@@ -77,7 +78,8 @@ def test_the_wrong_white_is_nearly_black():
     images = grey_steps(16)
     correct, _ = images[torch.tensor([0])]
     wrong = scaled_as_bytes(images)
-    assert wrong.min() == -1 and wrong.max() < -0.87  # white has become black
+    assert wrong.min() == -1
+    assert wrong.max() < -0.87  # white has become black
     assert correct.var() / wrong.var() > 250  # (255 / 16) squared
 
 
@@ -220,16 +222,19 @@ def test_the_discriminant_is_an_identity():
 
 def test_wilson_by_hand_and_mirrored():
     low, high = wilson_interval(9, 10)
-    assert abs(low - 0.5958) < 1e-4 and abs(high - 0.9821) < 1e-4
+    assert abs(low - 0.5958) < 1e-4
+    assert abs(high - 0.9821) < 1e-4
     mirrored = wilson_interval(1, 10)
     assert abs(1 - high - mirrored[0]) < 1e-15
-    assert wilson_interval(0, 10)[0] == 0 and wilson_interval(10, 10)[1] == 1
+    assert wilson_interval(0, 10)[0] == 0  # exactly
+    assert wilson_interval(10, 10)[1] == 1
 
 
 def test_wilson_keeps_its_promise_for_scores_from_ninety_percent():
     p = torch.linspace(0.90, 0.995, 500, dtype=torch.float64)
     found = coverage(wilson_interval, 500, p)
-    assert found.min() > 0.92 and abs(found.mean() - 0.95) < 0.01
+    assert found.min() > 0.92
+    assert abs(found.mean() - 0.95) < 0.01
 
 
 def wald_interval(correct: int, n: int) -> tuple[float, float]:
@@ -254,80 +259,96 @@ def test_wald_is_not_the_score_test():
     assert abs((0.97 - low) ** 2 - allowed) > 1e-5
 
 
-LABELS = torch.tensor([0] * 6 + [1] * 3 + [2] * 3)  # shares 2, 1, 1 of 4
-VALUES = torch.tensor([0, 0, 1, 0, 0, 1, 1, 1, 0, 3, 2, 2]).double()
+small_labels = torch.tensor(
+    [0] * 6 + [1] * 3 + [2] * 3
+)  # shares 2, 1, 1 of 4
+small_values = torch.tensor([0, 0, 1, 0, 0, 1, 1, 1, 0, 3, 2, 2]).double()
 
 
 def all_means(by_class: bool) -> Tensor:
     """Return the mean of every test set of four items."""
     sets = torch.tensor(list(itertools.combinations(range(12), 4)))
     if by_class:
-        counts = torch.stack([(LABELS[sets] == c).sum(1) for c in range(3)])
+        counts = torch.stack(
+            [(small_labels[sets] == c).sum(1) for c in range(3)]
+        )
         sets = sets[(counts == torch.tensor([[2], [1], [1]])).all(0)]
-    return VALUES[sets].mean(1)
+    return small_values[sets].mean(1)
 
 
 def test_every_simple_sample_of_a_small_example():
     means = all_means(by_class=False)
     assert len(means) == 495
-    assert abs(means.mean() - VALUES.mean()) < 1e-14
+    assert abs(means.mean() - small_values.mean()) < 1e-14
     variance = means.var(correction=0)
-    assert abs(variance - sample_variance(VALUES, 4)) < 1e-14
+    assert abs(variance - sample_variance(small_values, 4)) < 1e-14
 
 
 def test_every_split_by_class_of_a_small_example():
     means = all_means(by_class=True)
     assert len(means) == 135
-    assert abs(means.mean() - VALUES.mean()) < 1e-14
+    assert abs(means.mean() - small_values.mean()) < 1e-14
     variance = means.var(correction=0)
-    assert abs(variance - stratified_variance(VALUES, LABELS, 4)) < 1e-14
+    assert (
+        abs(variance - stratified_variance(small_values, small_labels, 4))
+        < 1e-14
+    )
 
 
 def test_the_gain_is_the_stated_one():
-    gain = sample_variance(VALUES, 4) - stratified_variance(VALUES, LABELS, 4)
-    parts = [VALUES[LABELS == c] for c in range(3)]
-    between = sum(len(y) * (y.mean() - VALUES.mean()) ** 2 for y in parts)
+    gain = sample_variance(small_values, 4) - stratified_variance(
+        small_values, small_labels, 4
+    )
+    parts = [small_values[small_labels == c] for c in range(3)]
+    between = sum(
+        len(y) * (y.mean() - small_values.mean()) ** 2 for y in parts
+    )
     price = sum((1 - len(y) / 12) * y.var() for y in parts)
     stated = (1 - 4 / 12) / 4 * (between - price) / 11
-    assert gain > 0 and abs(gain - stated) < 1e-14
+    assert gain > 0
+    assert abs(gain - stated) < 1e-14
 
 
 def split_score(labels: Tensor, claimed: Tensor) -> float:
     """Return z of the variance of the test mean over 2,000 seeds."""
     tests = [stratified_split(labels, (4,), seed)[0] for seed in range(2000)]
-    squares = (VALUES[torch.stack(tests)].mean(1) - VALUES.mean()) ** 2
+    squares = (
+        small_values[torch.stack(tests)].mean(1) - small_values.mean()
+    ) ** 2
     return standard_score(squares, claimed.item())
 
 
 def test_the_code_that_splits_has_the_promised_variance():
-    nobody = torch.zeros_like(LABELS)
-    assert abs(split_score(nobody, sample_variance(VALUES, 4))) < 5
-    by_class = stratified_variance(VALUES, LABELS, 4)
-    assert abs(split_score(LABELS, by_class)) < 5
+    nobody = torch.zeros_like(small_labels)
+    assert abs(split_score(nobody, sample_variance(small_values, 4))) < 5
+    by_class = stratified_variance(small_values, small_labels, 4)
+    assert abs(split_score(small_labels, by_class)) < 5
 
 
 def test_drawing_with_replacement_is_another_law():
     pairs = torch.cartesian_prod(*[torch.arange(12)] * 2)
-    variance = VALUES[pairs].mean(1).var(correction=0)  # WRONG: put back
-    assert variance > 1.05 * sample_variance(VALUES, 2)
+    variance = (
+        small_values[pairs].mean(1).var(correction=0)
+    )  # WRONG: put back
+    assert variance > 1.05 * sample_variance(small_values, 2)
 
 
 def test_a_blind_split_does_not_have_the_smaller_variance():
-    nobody = torch.zeros_like(LABELS)  # WRONG: one class for all
-    by_class = stratified_variance(VALUES, LABELS, 4)
+    nobody = torch.zeros_like(small_labels)  # WRONG: one class for all
+    by_class = stratified_variance(small_values, small_labels, 4)
     assert split_score(nobody, by_class) > 10
 
 
 def test_equal_class_means_make_the_split_by_class_worse():
-    labels, values = LABELS[:9], torch.tensor([0.0, 2, 1] * 3).double()
+    labels, values = small_labels[:9], torch.tensor([0.0, 2, 1] * 3).double()
     by_class = stratified_variance(values, labels, 3)
     assert by_class > sample_variance(values, 3)  # no free lunch
 
 
 def test_equal_numbers_from_each_class_are_biased():
-    parts = [VALUES[LABELS == c] for c in range(3)]
+    parts = [small_values[small_labels == c] for c in range(3)]
     mean = sum(part.mean() for part in parts) / 3  # WRONG: not the shares
-    assert abs(mean - VALUES.mean()) > 0.15
+    assert abs(mean - small_values.mean()) > 0.15
 
 
 def enlarged(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -341,7 +362,7 @@ def enlarged(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_signs_follow_the_algebra():
     _, x, y, _ = enlarged(199)
     x, y = x[0], y[0]
-    inside = {name: signed_distance(name, x, y) < 0 for name in SHAPES}
+    inside = {name: signed_distance(name, x, y) < 0 for name in SHAPE_NAMES}
     bars = inside["bar"] | inside["bar"].T
     assert torch.equal(inside["cross"], bars)
     disc = torch.hypot(x - 0.1, y) < 0.9
@@ -365,7 +386,7 @@ def test_areas_are_those_of_geometry():
         "heart": 2 * 0.64 + math.pi * 0.32,
     }
     for name, value in exact.items():
-        assert abs(area[SHAPES.index(name)] - value) < 5e-4
+        assert abs(area[SHAPE_NAMES.index(name)] - value) < 5e-4
 
 
 def coverage_error(paint: Callable[..., Tensor]) -> Tensor:
@@ -408,7 +429,7 @@ def test_numbers_are_uniform_and_unrelated():
 def test_every_attribute_has_its_share():
     data = shapes(3000, seed=0, size=8)
     for numbers, count in (
-        (data.labels, len(SHAPES)),
+        (data.labels, len(SHAPE_NAMES)),
         (data.colours, len(COLOURS)),
         (data.positions, len(POSITIONS)),
     ):
@@ -489,7 +510,8 @@ def test_round_sets_lie_on_their_circles():
     upper, lower = x + middle, middle - x  # one of them is on its arc
     on = torch.stack([upper.norm(dim=1), lower.norm(dim=1)]) - 1
     arc = (on.abs() < 1e-5) & (torch.stack([upper, lower])[..., 1] > -1e-5)
-    assert arc.any(0).all() and shares_are_equal(arc[1], 2)
+    assert arc.any(0).all()
+    assert shares_are_equal(arc[1], 2)
 
 
 def test_arms_keep_angle_and_radius_in_step():
