@@ -4,8 +4,8 @@ Tangled from book/foundations/data.md.
 """
 
 import gzip
+import itertools
 import math
-import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -112,31 +112,31 @@ class Images:
         x0 = 2 * self.pixels[indices].float() / self.levels - 1
         return x0, self.labels[indices]
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Images":
-        """Return a copy in which every tensor is changed."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: v for k, v in values.items() if isinstance(v, Tensor)}
-        changed = {name: change(value) for name, value in tensors.items()}
-        return replace(self, **changed)
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return all tensors of the data set, by the names of their fields."""
+        values = {
+            field.name: getattr(self, field.name) for field in fields(self)
+        }
+        return {k: v for k, v in values.items() if isinstance(v, Tensor)}
 
     def take(self, indices: Int64[Tensor, "M"]) -> "Images":
         """Return the images with these indices, as a data set of its own."""
-        return self._each(lambda tensor: tensor[indices])
+        taken = {k: v[indices] for k, v in self._tensors().items()}
+        return replace(self, **taken)
 
     def to(self, device: torch.device | str) -> "Images":
         """Return the same data set on `device`."""
-        return self._each(lambda tensor: tensor.to(device))
+        moved = {k: v.to(device) for k, v in self._tensors().items()}
+        return replace(self, **moved)
 
 
 def _joined(parts: Sequence[Images]) -> Images:
     """Return the images of all parts as one data set."""
-    first = parts[0]
-    tensors = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts])
-        for field in fields(first)
-        if isinstance(getattr(first, field.name), Tensor)
+    joined = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in parts[0]._tensors()
     }
-    return replace(first, **tensors)
+    return replace(parts[0], **joined)
 
 
 class Splits(NamedTuple):
@@ -325,7 +325,7 @@ def item_uniforms(
     """
     steps = torch.arange(1, draws + 1, device=items.device) * _GOLDEN
     bits = _mixed(item_keys(seed, items)[:, None] + steps)
-    return (bits >> 11 & 0x1FFFFFFFFFFFFF) / 2**53
+    return (bits >> 11 & 0x1FFFFFFFFFFFFF).double() / 2**53
 
 
 COLOURS = {
@@ -351,25 +351,23 @@ def caption(shape: int, colour: int, position: int) -> str:
     return f"a {words} at the {POSITIONS[position]}"
 
 
+_READ = {
+    caption(*numbers): numbers
+    for numbers in itertools.product(
+        range(len(SHAPE_NAMES)), range(len(COLOURS)), range(len(POSITIONS))
+    )
+}
+
+
 def read_caption(text: str) -> tuple[int, int, int]:
     """Return the numbers of the shape, colour and position in a caption.
 
     Raises:
-        ValueError: if `caption` would not have written this text.
+        ValueError: if `caption` does not write this text.
     """
-    words = re.fullmatch(r"a (\w+) (\w+) at the (\w+(?: \w+)?)", text)
-    lists = (tuple(COLOURS), SHAPE_NAMES, POSITIONS)
-    if words is None or any(
-        word not in known
-        for word, known in zip(words.groups(), lists, strict=True)
-    ):
+    if text not in _READ:
         raise ValueError(f"{text!r} is not the caption of a shape")
-    colour, shape, position = words.groups()
-    return (
-        SHAPE_NAMES.index(shape),
-        lists[0].index(colour),
-        POSITIONS.index(position),
-    )
+    return _READ[text]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -391,30 +389,37 @@ class DrawnShapes(Images):
         return [caption(*row) for row in rows.tolist()]
 
 
+def _arranged(
+    positions: Int64[Tensor, "N"], jitter: Float[Tensor, "N 4"], size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x, y [N, H, W] seen from each shape, and its radius in pixels."""
+    radius, angle, right, below = jitter.T[..., None, None]
+    radius, angle = 0.35 + 0.1 * radius, 0.5 * angle  # of a half picture
+    column, row = positions % 3 - 1, positions // 3 - 1
+    middles = (2 * torch.arange(size) + 1) / size - 1  # of the pixels
+    across = middles - (0.53 * column[:, None, None] + 0.1 * right)
+    down = middles[:, None] - (0.53 * row[:, None, None] + 0.1 * below)
+    x = (angle.cos() * across + angle.sin() * down) / radius
+    y = (angle.cos() * down - angle.sin() * across) / radius
+    return x, y, radius * size / 2
+
+
 def _drawn(seed: int, items: Int64[Tensor, "N"], size: int) -> DrawnShapes:
     """Draw these items: 13 numbers for the scene, and one for each byte."""
-    draws = item_uniforms(seed, items, 13 + 3 * size**2).float()
+    draws = item_uniforms(seed, items, 13 + 3 * size**2)
     counts = torch.tensor([len(SHAPE_NAMES), len(COLOURS), len(POSITIONS)])
     labels, colours, positions = (draws[:, :3] * counts).long().T
-    jitter = draws[:, 3:13, None, None] - 0.5
-    grain = draws[:, 13:].reshape(-1, 3, size, size) - 0.5
+    jitter, grain = draws[:, 3:].float().sub(0.5).split([10, 3 * size**2], 1)
+    grain = grain.reshape(-1, 3, size, size)
 
-    radius, angle = 0.35 + 0.1 * jitter[:, 0], 0.5 * jitter[:, 1]
-    place = torch.stack([positions % 3, positions // 3], 1)[..., None, None]
-    centre = 0.53 * (place - 1) + 0.1 * jitter[:, 2:4]
-    grid = (2 * torch.arange(size) + 1) / size - 1  # middles of the pixels
-    across = (grid[None, None, :] - centre[:, 0]) / radius
-    down = (grid[None, :, None] - centre[:, 1]) / radius
-    x = angle.cos() * across + angle.sin() * down
-    y = angle.cos() * down - angle.sin() * across
-    cover = _covered(labels, x, y, radius * size / 2)[:, None]
-
-    paint = torch.tensor(list(COLOURS.values()))[colours, :, None, None]
-    paper = 0.1 + 0.2 * jitter[:, 7:10]
-    picture = cover * (paint + 0.1 * jitter[:, 4:7]) + (1 - cover) * paper
-    bytes_ = 255 * (picture + 0.15 * grain).clamp(0, 1)
+    x, y, radius = _arranged(positions, jitter[:, :4], size)
+    cover = _covered(labels, x, y, radius)[:, None]
+    paint = torch.tensor(list(COLOURS.values()))[colours]
+    paint = (paint + 0.1 * jitter[:, 4:7])[..., None, None]
+    paper = (0.1 + 0.2 * jitter[:, 7:10])[..., None, None]
+    picture = cover * paint + (1 - cover) * paper + 0.15 * grain
     return DrawnShapes(
-        pixels=bytes_.round().to(torch.uint8),
+        pixels=(255 * picture.clamp(0, 1)).round().to(torch.uint8),
         labels=labels,
         classes=SHAPE_NAMES,
         colours=colours,
@@ -435,13 +440,11 @@ def shapes(
 
     Implements def-shapes (book/foundations/data.md).
     """
-    for name, value, least in (
-        ("n", n, 0),
-        ("first", first, 0),
-        ("size", size, 8),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if n < 0 or first < 0 or size < 8:
+        raise ValueError(
+            "n and first must not be negative and size must be at least 8, "
+            f"got {n}, {first} and {size}"
+        )
     items = torch.arange(first, first + n)
     return _joined([_drawn(seed, some, size) for some in items.split(500)])
 
