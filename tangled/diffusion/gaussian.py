@@ -16,7 +16,6 @@ __all__ = [
     "linear_gaussian_posterior",
     "log_normal",
     "multivariate_kl",
-    "standard_score",
 ]
 
 
@@ -91,16 +90,6 @@ def linear_gaussian_posterior(
         raise ValueError("scale**2 * prior_var + noise_var must be positive")
     mean = (r * prior_mean + scale * v * y) / total
     return mean, v * r / total
-
-
-def standard_score(values: Float[Tensor, "N"], expected: float) -> float:
-    """Return how many standard errors the mean of `values` is off `expected`.
-
-    The values are independent draws; under the claim their mean is `expected`
-    and the score is nearly standard normal. Tests accept |z| < 5.
-    """
-    error = values.std() / math.sqrt(len(values))
-    return ((values.mean() - expected) / error).item()
 
 
 def gaussian_kl(

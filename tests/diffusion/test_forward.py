@@ -15,8 +15,8 @@ from tangled.diffusion.forward import (
     prior_term,
     transition,
 )
-from tangled.diffusion.gaussian import standard_score
 from tangled.diffusion.schedule import Schedule
+from tangled.foundations.statistics import standard_score
 
 SHAPES = [(), (5,), (3, 8, 8), (3, 2, 4, 4)]
 

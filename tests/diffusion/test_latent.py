@@ -8,9 +8,9 @@ from tangled.diffusion.gaussian import (
     gaussian_kl,
     linear_gaussian_posterior,
     log_normal,
-    standard_score,
 )
 from tangled.diffusion.latent import VAE, negative_elbo
+from tangled.foundations.statistics import standard_score
 
 
 def noise(*shape, seed=0, dtype=torch.float64):

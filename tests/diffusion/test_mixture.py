@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tangled.diffusion.gaussian import log_normal, standard_score
+from tangled.diffusion.gaussian import log_normal
 from tangled.diffusion.mixture import GaussianMixture, energy_distance
+from tangled.foundations.statistics import standard_score
 
 
 def noise(*shape, seed=0, dtype=torch.float64):

@@ -36,10 +36,10 @@ from tangled.diffusion.gaussian import (
     linear_gaussian_posterior,
     log_normal,
     multivariate_kl,
-    standard_score,
 )
 from tangled.diffusion.mixture import GaussianMixture
 from tangled.diffusion.schedule import Schedule, per_sample, to_index
+from tangled.foundations.statistics import standard_score
 
 
 def toy() -> tuple[LinearGaussianChain, Schedule, Tensor]:

@@ -20,13 +20,14 @@ from tangled.diffusion.forward import (
     prior_term,
     transition,
 )
-from tangled.diffusion.gaussian import log_normal, standard_score
+from tangled.diffusion.gaussian import log_normal
 from tangled.diffusion.schedule import (
     Schedule,
     per_sample,
     schedule_named,
     to_index,
 )
+from tangled.foundations.statistics import standard_score
 
 
 def test_the_induction_step_is_an_identity():

@@ -17,10 +17,10 @@ from tangled.diffusion.gaussian import (
     linear_gaussian_posterior,
     log_normal,
     multivariate_kl,
-    standard_score,
 )
 from tangled.diffusion.latent import VAE, negative_elbo
 from tangled.diffusion.mixture import GaussianMixture, energy_distance
+from tangled.foundations.statistics import standard_score
 
 
 def test_affine_images_are_gaussian():
