@@ -164,7 +164,7 @@ class ProofDomain(Domain):
         docname, kind, counter, _ = self.labels[target]
         text = node.astext()
         if not node.get("refexplicit"):
-            text = f"{kind.title()} {number(env, docname, counter, target)}"
+            text = f"{kind.title()}\N{NO-BREAK SPACE}{number(env, docname, counter, target)}"
         return make_refnode(builder, fromdocname, docname, target, nodes.inline(text, text))
 
     def resolve_any_xref(
