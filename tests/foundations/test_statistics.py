@@ -26,6 +26,7 @@ def float64(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
 
+@pytest.mark.verifies("eq-standard-score")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_score_counts_standard_errors(dtype):
     values = torch.tensor([1.0, 2, 3, 6], dtype=dtype)

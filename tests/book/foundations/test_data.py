@@ -30,6 +30,7 @@ from tangled.foundations.data import (
     caption,
     checkerboard,
     cifar10,
+    digits,
     eight_gaussians,
     item_keys,
     item_uniforms,
@@ -51,6 +52,20 @@ from tangled.foundations.statistics import (
     stratified_variance,
     wilson_interval,
 )
+
+
+def test_four_values_by_hand():
+    four = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    assert abs(standard_score(four, 2.0) - 0.926) < 5e-4
+
+
+def test_true_claims_have_scores_of_variance_one():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(5000, 100, generator=generator)
+    scores = torch.tensor([standard_score(row, 0.5) for row in draws])
+    assert abs(standard_score(scores, 0.0)) < 5
+    assert abs(standard_score(scores**2, 1.0)) < 5
+    assert scores.abs().max() < 5
 
 
 def grey_steps(levels: int) -> Images:
@@ -115,6 +130,14 @@ def test_parts_are_disjoint_complete_and_proportional():
     assert six[half].bincount().tolist() == [2, 1]
 
 
+def test_digits_are_the_same_on_every_machine():
+    train, validation, test = digits()
+    assert (len(train), len(validation), len(test)) == (1097, 200, 500)
+    x0, labels = test[torch.arange(500)]
+    assert (x0.min(), x0.max()) == (-1, 1)
+    assert labels[:8].tolist() == [7, 8, 2, 7, 1, 3, 2, 2]
+
+
 def dice_score(
     train: Tensor, test: Tensor, at_train: Tensor, at_test: Tensor
 ):
@@ -126,7 +149,7 @@ def dice_score(
     return standard_score(right.double(), 0.1)
 
 
-def test_dice_stay_unlearnable_when_copies_are_made_after_the_split():
+def test_dice_stay_unlearnable():
     pictures = torch.tensor(load_digits().data)
     generator = torch.Generator().manual_seed(0)
     at_test, _, at_train = stratified_split(
@@ -193,9 +216,7 @@ def test_pictures_that_come_twice_double_the_variance():
 
 
 def test_the_best_of_twenty_is_biased():
-    p = torch.tensor(
-        [0.5], dtype=torch.float64
-    )  # twenty that guess, at random
+    p = torch.tensor([0.5], dtype=torch.float64)  # all of them guess
     below = binomial_law(500, p)[0].cumsum(0)
     best = (below**20).diff(prepend=torch.zeros(1).double())
     mean, _ = mean_and_variance(best)  # WRONG: reported as an accuracy
@@ -259,50 +280,39 @@ def test_wald_is_not_the_score_test():
     assert abs((0.97 - low) ** 2 - allowed) > 1e-5
 
 
-small_labels = torch.tensor(
-    [0] * 6 + [1] * 3 + [2] * 3
-)  # shares 2, 1, 1 of 4
-small_values = torch.tensor([0, 0, 1, 0, 0, 1, 1, 1, 0, 3, 2, 2]).double()
+rooms = torch.tensor([0] * 6 + [1] * 3 + [2] * 3)
+marks = torch.tensor([0, 0, 1, 0, 0, 1, 1, 1, 0, 3, 2, 2]).double()
 
 
 def all_means(by_class: bool) -> Tensor:
     """Return the mean of every test set of four items."""
     sets = torch.tensor(list(itertools.combinations(range(12), 4)))
     if by_class:
-        counts = torch.stack(
-            [(small_labels[sets] == c).sum(1) for c in range(3)]
-        )
+        counts = torch.stack([(rooms[sets] == c).sum(1) for c in range(3)])
         sets = sets[(counts == torch.tensor([[2], [1], [1]])).all(0)]
-    return small_values[sets].mean(1)
+    return marks[sets].mean(1)
 
 
 def test_every_simple_sample_of_a_small_example():
     means = all_means(by_class=False)
     assert len(means) == 495
-    assert abs(means.mean() - small_values.mean()) < 1e-14
+    assert abs(means.mean() - marks.mean()) < 1e-14
     variance = means.var(correction=0)
-    assert abs(variance - sample_variance(small_values, 4)) < 1e-14
+    assert abs(variance - sample_variance(marks, 4)) < 1e-14
 
 
 def test_every_split_by_class_of_a_small_example():
     means = all_means(by_class=True)
     assert len(means) == 135
-    assert abs(means.mean() - small_values.mean()) < 1e-14
+    assert abs(means.mean() - marks.mean()) < 1e-14
     variance = means.var(correction=0)
-    assert (
-        abs(variance - stratified_variance(small_values, small_labels, 4))
-        < 1e-14
-    )
+    assert abs(variance - stratified_variance(marks, rooms, 4)) < 1e-14
 
 
 def test_the_gain_is_the_stated_one():
-    gain = sample_variance(small_values, 4) - stratified_variance(
-        small_values, small_labels, 4
-    )
-    parts = [small_values[small_labels == c] for c in range(3)]
-    between = sum(
-        len(y) * (y.mean() - small_values.mean()) ** 2 for y in parts
-    )
+    gain = sample_variance(marks, 4) - stratified_variance(marks, rooms, 4)
+    parts = [marks[rooms == c] for c in range(3)]
+    between = sum(len(y) * (y.mean() - marks.mean()) ** 2 for y in parts)
     price = sum((1 - len(y) / 12) * y.var() for y in parts)
     stated = (1 - 4 / 12) / 4 * (between - price) / 11
     assert gain > 0
@@ -312,43 +322,39 @@ def test_the_gain_is_the_stated_one():
 def split_score(labels: Tensor, claimed: Tensor) -> float:
     """Return z of the variance of the test mean over 2,000 seeds."""
     tests = [stratified_split(labels, (4,), seed)[0] for seed in range(2000)]
-    squares = (
-        small_values[torch.stack(tests)].mean(1) - small_values.mean()
-    ) ** 2
+    squares = (marks[torch.stack(tests)].mean(1) - marks.mean()) ** 2
     return standard_score(squares, claimed.item())
 
 
 def test_the_code_that_splits_has_the_promised_variance():
-    nobody = torch.zeros_like(small_labels)
-    assert abs(split_score(nobody, sample_variance(small_values, 4))) < 5
-    by_class = stratified_variance(small_values, small_labels, 4)
-    assert abs(split_score(small_labels, by_class)) < 5
+    nobody = torch.zeros_like(rooms)
+    assert abs(split_score(nobody, sample_variance(marks, 4))) < 5
+    by_class = stratified_variance(marks, rooms, 4)
+    assert abs(split_score(rooms, by_class)) < 5
 
 
 def test_drawing_with_replacement_is_another_law():
     pairs = torch.cartesian_prod(*[torch.arange(12)] * 2)
-    variance = (
-        small_values[pairs].mean(1).var(correction=0)
-    )  # WRONG: put back
-    assert variance > 1.05 * sample_variance(small_values, 2)
+    variance = marks[pairs].mean(1).var(correction=0)  # WRONG: put back
+    assert variance > 1.05 * sample_variance(marks, 2)
 
 
 def test_a_blind_split_does_not_have_the_smaller_variance():
-    nobody = torch.zeros_like(small_labels)  # WRONG: one class for all
-    by_class = stratified_variance(small_values, small_labels, 4)
+    nobody = torch.zeros_like(rooms)  # WRONG: one class for all
+    by_class = stratified_variance(marks, rooms, 4)
     assert split_score(nobody, by_class) > 10
 
 
 def test_equal_class_means_make_the_split_by_class_worse():
-    labels, values = small_labels[:9], torch.tensor([0.0, 2, 1] * 3).double()
+    labels, values = rooms[:9], torch.tensor([0.0, 2, 1] * 3).double()
     by_class = stratified_variance(values, labels, 3)
     assert by_class > sample_variance(values, 3)  # no free lunch
 
 
 def test_equal_numbers_from_each_class_are_biased():
-    parts = [small_values[small_labels == c] for c in range(3)]
+    parts = [marks[rooms == c] for c in range(3)]
     mean = sum(part.mean() for part in parts) / 3  # WRONG: not the shares
-    assert abs(mean - small_values.mean()) > 0.15
+    assert abs(mean - marks.mean()) > 0.15
 
 
 def enlarged(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
