@@ -559,23 +559,12 @@ class KeyMap:
         transposed: patterns of matrices that the checkpoint holds transposed.
         ignored: patterns of what the model has no use for.
 
-    Raises:
-        ValueError: if a pattern and its target differ in their number of #.
-
     Implements def-key-map (book/foundations/checkpoint.md).
     """
 
     names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for pattern, targets in self.names.items():
-            for target in [targets] if isinstance(targets, str) else targets:
-                if pattern.count("#") != target.count("#"):
-                    raise ValueError(
-                        f"'{pattern}' and '{target}' must have equally many #"
-                    )
 
     def targets(self, name: str) -> tuple[str, ...]:
         """Return the names in the model that a checkpoint's name becomes."""
@@ -592,6 +581,16 @@ def _fits(patterns: tuple[str, ...], name: str) -> bool:
     return any(_numbers(pattern, name) is not None for pattern in patterns)
 
 
+def _joined(parts: list[torch.Size]) -> tuple[int, ...] | None:
+    """Return the shape of tensors laid end to end along their first axis."""
+    if len(parts) == 1:
+        return parts[0]
+    tails = {part[1:] if part else None for part in parts}
+    if len(tails) != 1 or None in tails:
+        return None
+    return (sum(part[0] for part in parts), *parts[0][1:])
+
+
 @dataclass(frozen=True)
 class Route:
     """Where a tensor of a checkpoint goes: transposed or not, whole or cut."""
@@ -605,15 +604,8 @@ class Route:
         """Tell whether a tensor of this shape fills its targets exactly."""
         parts = [wanted[target] for target in self.targets]
         if self.transposed:
-            if len(shape) != 2:
-                return False
-            shape = shape[::-1]
-        if len(parts) == 1:
-            return shape == parts[0]
-        rows = sum(part[0] for part in parts if part)
-        return all(part and part[1:] == shape[1:] for part in parts) and (
-            rows == shape[0]
-        )
+            return len(shape) == 2 and _joined(parts) == shape[::-1]
+        return _joined(parts) == shape
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
