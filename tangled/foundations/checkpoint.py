@@ -53,17 +53,18 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be written, or must not be read."""
 
 
-# The dtypes that a file can hold, under the format's names for them.
+# The dtypes that a file can hold, under the format's names for them and in
+# the order in which the library writes them: the wide ones first.
 DTYPES = {
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
+    "I32": torch.int32,
     "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I16": torch.int16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
@@ -230,8 +231,9 @@ def write_file(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         FileExistsError: if the file exists.
         OSError: if the disk is full, or does not let you write.
     """
-    # Wide dtypes first: then each tensor begins at a multiple of its width.
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    # Wide dtypes first: so each tensor begins at a multiple of its width.
+    ranks = list(DTYPES.values())
+    order = sorted(tensors, key=lambda n: (ranks.index(tensors[n].dtype), n))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     stop = 0
     for name in order:
@@ -248,91 +250,6 @@ def write_file(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             file.write(_bytes(tensors[name].detach().cpu().contiguous()))
-
-
-def _flush(path: str | Path) -> None:
-    """Return once the disk has the contents of a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _flush_tree(folder: Path) -> None:
-    """Flush all files below a folder, and the folders, innermost first."""
-    for where, _, files in os.walk(folder, topdown=False):
-        for name in (*files, ""):
-            _flush(os.path.join(where, name))
-
-
-def _lock(folder: Path) -> int | None:
-    """Return a handle that locks a folder while its process lives, if free."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove what killed writers of `target` left; live ones hold a lock."""
-    for partial in target.parent.glob(
-        f".{glob.escape(target.name)}.*.partial"
-    ):
-        with suppress(OSError):
-            handle = _lock(partial)
-            if handle is not None:
-                shutil.rmtree(partial, ignore_errors=True)
-                os.close(handle)
-
-
-def _refuse_existing(target: Path) -> None:
-    """Raise if there is something under this name already."""
-    if os.path.lexists(target):
-        raise CheckpointError(
-            f"{target} exists, and a checkpoint is never overwritten"
-        )
-
-
-@contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """Give a hidden folder to fill, which becomes `folder` if all goes well.
-
-    At every instant there is either no `folder`, or a complete one, even if
-    the process is killed or the power fails. After an error nothing is left;
-    what a killed process leaves is removed by the next call for `folder`.
-
-    Args:
-        folder: a name that does not exist yet, in a folder that does.
-
-    Raises:
-        CheckpointError: if `folder` exists, or cannot be written.
-
-    Implements alg-atomic-save (book/foundations/checkpoint.md).
-    """
-    target = Path(folder).absolute()
-    with _explained(f"write {target}"):
-        _refuse_existing(target)
-        _remove_leftovers(target)
-        unique = f".{target.name}.{secrets.token_hex(4)}.partial"
-        partial = target.with_name(unique)
-        partial.mkdir()
-        lock = _lock(partial)
-        try:
-            yield partial
-            _flush_tree(partial)
-            _refuse_existing(target)
-            partial.rename(target)
-            _flush(target.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        finally:
-            if lock is not None:
-                os.close(lock)
 
 
 def _check_writable(tensors: Mapping[str, Tensor]) -> None:
@@ -415,21 +332,6 @@ def write_checkpoint(
         size = sum(tensor.nbytes for tensor in tensors.values())
         content = {"metadata": {"total_size": size}, "weight_map": places}
         _write_json(folder / "model.safetensors.index.json", content)
-
-
-def save_checkpoint(
-    folder: str | Path,
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    *,
-    shard_bytes: int = 5_000_000_000,
-) -> None:
-    """Write a checkpoint to a new folder, all of it or nothing.
-
-    Arguments and errors are those of `write_checkpoint` and `new_folder`.
-    """
-    with new_folder(folder) as partial:
-        write_checkpoint(partial, tensors, config, shard_bytes=shard_bytes)
 
 
 # How the libraries call their files, and what a pickle may be called.
@@ -530,6 +432,106 @@ def read_tensors(
     """
     entries = read_entries(folder)
     return {name: read_tensor(e).to(device) for name, e in entries.items()}
+
+
+def _flush(path: str | Path) -> None:
+    """Return once the disk has the contents of a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_tree(folder: Path) -> None:
+    """Flush all files below a folder, and the folders, innermost first."""
+    for where, _, files in os.walk(folder, topdown=False):
+        for name in (*files, ""):
+            _flush(os.path.join(where, name))
+
+
+def _lock(folder: Path) -> int | None:
+    """Return a handle that locks a folder while its process lives, if free."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed writers of `target` left; live ones hold a lock."""
+    for partial in target.parent.glob(
+        f".{glob.escape(target.name)}.*.partial"
+    ):
+        with suppress(OSError):
+            handle = _lock(partial)
+            if handle is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+                os.close(handle)
+
+
+def _refuse_existing(target: Path) -> None:
+    """Raise if there is something under this name already."""
+    if os.path.lexists(target):
+        raise CheckpointError(
+            f"{target} exists, and a checkpoint is never overwritten"
+        )
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a hidden folder to fill, which becomes `folder` if all goes well.
+
+    At every instant there is either no `folder`, or a complete one, even if
+    the process is killed or the power fails. After an error nothing is left;
+    what a killed process leaves is removed by the next call for `folder`.
+
+    Args:
+        folder: a name that does not exist yet, in a folder that does.
+
+    Raises:
+        CheckpointError: if `folder` exists, or cannot be written.
+
+    Implements alg-atomic-save (book/foundations/checkpoint.md).
+    """
+    target = Path(folder).absolute()
+    with _explained(f"write {target}"):
+        _refuse_existing(target)
+        _remove_leftovers(target)
+        unique = f".{target.name}.{secrets.token_hex(4)}.partial"
+        partial = target.with_name(unique)
+        partial.mkdir()
+        lock = _lock(partial)
+        try:
+            yield partial
+            _flush_tree(partial)
+            _refuse_existing(target)
+            partial.rename(target)
+            _flush(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+
+def save_checkpoint(
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a checkpoint to a new folder, all of it or nothing.
+
+    Arguments and errors are those of `write_checkpoint` and `new_folder`.
+    """
+    with new_folder(folder) as partial:
+        write_checkpoint(partial, tensors, config, shard_bytes=shard_bytes)
 
 
 def _numbers(pattern: str, name: str) -> tuple[str, ...] | None:
