@@ -195,6 +195,8 @@ def artifact(recipe: Recipe) -> Path:
 
     Raises:
         ArtifactError: if the recipe fails, or the package has none like it.
+
+    Implements alg-made-once (book/foundations/checkpoint.md).
     """
     if recipe.module == "__main__":
         known = recipes()
