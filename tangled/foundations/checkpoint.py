@@ -244,7 +244,8 @@ def write_file(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
             "shape": list(tensor.shape),
             "data_offsets": [start, stop],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    line = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    text = line.encode()
     text += b" " * (-len(text) % 8)
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -312,26 +313,27 @@ def write_checkpoint(
         shard_bytes: above this size there are several files and an index.
 
     Raises:
-        CheckpointError: if a tensor cannot be stored, or the disk refuses.
+        CheckpointError: if a tensor cannot be stored.
+        OSError: if a file exists, or the disk refuses; `new_folder` makes a
+            CheckpointError of it.
         TypeError: if JSON cannot hold the configuration.
     """
     folder = Path(folder)
     _check_writable(tensors)
     shards = _shards(tensors, shard_bytes)
-    with _explained(f"write {folder}"):
-        folder.mkdir(exist_ok=True)
-        _write_json(folder / "config.json", config)
-        if len(shards) == 1:
-            write_file(folder / "model.safetensors", tensors)
-            return
-        places = {}
-        for number, shard in enumerate(shards, start=1):
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            write_file(folder / file, shard)
-            places.update(dict.fromkeys(shard, file))
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        content = {"metadata": {"total_size": size}, "weight_map": places}
-        _write_json(folder / "model.safetensors.index.json", content)
+    folder.mkdir(exist_ok=True)
+    _write_json(folder / "config.json", config)
+    if len(shards) == 1:
+        write_file(folder / "model.safetensors", tensors)
+        return
+    places = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_file(folder / file, shard)
+        places.update(dict.fromkeys(shard, file))
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    content = {"metadata": {"total_size": size}, "weight_map": places}
+    _write_json(folder / "model.safetensors.index.json", content)
 
 
 # How the libraries call their files, and what a pickle may be called.
@@ -367,9 +369,11 @@ def _read_index(index: Path) -> dict[str, Entry]:
     if not isinstance(places, dict):
         raise CheckpointError(f"{index} has no weight_map")
     entries: dict[str, Entry] = {}
-    for file in sorted(set(map(str, places.values()))):
+    files = sorted(set(map(str, places.values())))
+    for file in files:
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(f"{index} names '{file}', which is refused")
+    for file in files:
         for name, entry in read_header(index.with_name(file)).items():
             if places.get(name) != file:
                 raise CheckpointError(

@@ -126,7 +126,9 @@ class Toys:
         return process.returncode, out, errors
 
     def words(self) -> list[str]:
-        return [line.split()[0] for line in self.trace.read_text().splitlines()]
+        return [
+            line.split()[0] for line in self.trace.read_text().splitlines()
+        ]
 
     def until(self, word: str) -> None:
         for _ in range(600):
@@ -269,7 +271,7 @@ def test_prune_removes_what_is_stale_and_no_more(toys):
 
 def test_a_recipe_that_fails_is_one_sentence(toys):
     toys.edit("toy/models.py", 'parts.trace("judge")', "1 / 0")
-    status, out, errors = toys.make()
+    status, _, errors = toys.make()
     assert status == 1
     assert errors.splitlines()[-1] == (
         "recipe 'judge' of toy.models failed: "

@@ -448,7 +448,7 @@ def test_a_dtype_is_converted_on_request_only():
     tensors = {n: t.bfloat16() for n, t in model_tensors(model).items()}
     with TemporaryDirectory() as folder:
         save_checkpoint(f"{folder}/a", tensors, {})
-        with pytest.raises(CheckpointError, match="is torch.bfloat16 and"):
+        with pytest.raises(CheckpointError, match=r"is torch\.bfloat16 and"):
             load_checkpoint(model, f"{folder}/a")
         load_checkpoint(model, f"{folder}/a", cast=True)
     assert model.weight.dtype == torch.float32
@@ -534,6 +534,6 @@ def test_the_key_changes_with_code_and_configuration_only():
 
 def test_without_the_lock_several_train_and_collide():
     unlocked = mock.patch.object(FileLock, "acquire", nullcontext)
-    freed = mock.patch.object(FileLock, "release", lambda self: None)
+    freed = mock.patch.object(FileLock, "release")
     with unlocked, freed, pytest.raises(CheckpointError, match="exists"):
         trainings()  # WRONG: all train, and one save comes too late
