@@ -6,9 +6,8 @@ Every measurement is a process of its own. It imports what it needs, builds the 
 how much its memory then grew at most while it loaded the numbers and added them all up, and in how
 many seconds. The adding is there for those who map a file and read it only when its numbers are
 used. The ways take turns; of the rounds, the median is told. Memory is divided by the size of the
-checkpoint, time by that of reading the same files and adding up their bytes, which nobody can
-undercut by much. All files are in the page cache. The table is written to
-`benchmarks/results.md`.
+checkpoint, time by that of reading the same files and adding up what they hold. All files are in
+the page cache. The table is written to `benchmarks/results.md`.
 """
 
 import argparse

@@ -149,7 +149,7 @@ def _disguise(first: bytes) -> str:
     return "is not a safetensors file: it does not begin with a header"
 
 
-def _entry(path: Path, name: str, info: Any, base: int) -> Entry:
+def _read_entry(path: Path, name: str, info: Any, base: int) -> Entry:
     """Return one entry of a header; offsets count from `base`."""
     try:
         dtype, shape = DTYPES[info["dtype"]], torch.Size(info["shape"])
@@ -180,7 +180,7 @@ def read_header(path: str | Path) -> dict[str, Entry]:
     header, at, size = _header(path)
     header.pop("__metadata__", None)
     entries = [
-        (name, _entry(path, name, header[name], at)) for name in header
+        (name, _read_entry(path, name, header[name], at)) for name in header
     ]
     entries.sort(key=lambda item: (item[1].start, item[1].nbytes))
     for name, entry in entries:

@@ -44,7 +44,7 @@ from tangled.foundations.checkpoint import (
 
 
 def odd_tensors() -> dict[str, Tensor]:
-    """Return tensors of many dtypes and shapes, one of them not contiguous."""
+    """Return tensors of many dtypes and shapes, some not contiguous."""
     generator = torch.Generator().manual_seed(0)
     square = torch.randn(3, 3, generator=generator)
     return {
@@ -54,6 +54,7 @@ def odd_tensors() -> dict[str, Tensor]:
         "step": torch.tensor(7),
         "mask": square > 0,
         "nothing": torch.empty(0, 3),
+        "repeated": square[0, 0].expand(5),
     }
 
 
@@ -101,23 +102,23 @@ def packed(header: str, data: bytes = bytes(8)) -> dict[str, Entry]:
         return read_header(path)
 
 
-def entry(name: str, start: int, stop: int, dtype: str = "F32") -> str:
+def one_number(name: str, start: int, stop: int, dtype: str = "F32") -> str:
     """Return the JSON of an entry for a tensor with one number."""
     fields = f'"dtype":"{dtype}","shape":[1],"data_offsets":[{start},{stop}]'
     return f'"{name}":{{{fields}}}'
 
 
 def test_damaged_headers_are_refused():
-    a, b = entry("a", 0, 4), entry("b", 4, 8)
+    a, b = one_number("a", 0, 4), one_number("b", 4, 8)
     assert list(packed(f"{{{b},{a}}}")) == ["a", "b"]  # CORRECT
     for wrong, reason in {
         f"{{{a},{a}}}": "'a' stands there twice",
-        f"{{{a},{entry('b', 0, 4)}}}": "'b' begins at byte",  # overlap
-        f"{{{a},{entry('b', 5, 9)}}}": "'b' begins at byte",  # gap
+        f"{{{a},{one_number('b', 0, 4)}}}": "'b' begins at byte",  # overlap
+        f"{{{a},{one_number('b', 5, 9)}}}": "'b' begins at byte",  # gap
         f"{{{a}}}": "has 4 bytes of no tensor",
-        f"{{{a},{b},{entry('c', 8, 12)}}}": "is truncated",
-        f"{{{a},{entry('b', 4, 7)}}}": "shape and offsets of 'b'",
-        f"{{{a},{entry('b', 4, 8, 'F31')}}}": "of a dtype unknown here",
+        f"{{{a},{b},{one_number('c', 8, 12)}}}": "is truncated",
+        f"{{{a},{one_number('b', 4, 7)}}}": "shape and offsets of 'b'",
+        f"{{{a},{one_number('b', 4, 8, 'F31')}}}": "of a dtype unknown here",
         f"{{{a},{b}": "holds broken JSON",
         '{"a":1}': "the entry 1 of 'a' is broken",
         f"[{a}]": "does not begin with a header",
@@ -148,7 +149,7 @@ class Disk:
         """Take the place of os.fsync."""
         info = os.fstat(handle)
         if stat.S_ISDIR(info.st_mode):
-            self.kept[info.st_ino] = _names(handle)
+            self.kept[info.st_ino] = listing(handle)
         else:
             self.kept[info.st_ino] = os.pread(handle, info.st_size, 0)
         self.flushes += 1
@@ -159,7 +160,7 @@ class Disk:
         `early` says for it, and for the folders in it, whether their names
         got to the disk ahead of the flush.
         """
-        now = {os.stat(f).st_ino: _names(f) for f, _, _ in os.walk(home)}
+        now = {os.stat(f).st_ino: listing(f) for f, _, _ in os.walk(home)}
 
         def restore(inode: int, path: Path, early: Sequence[bool]) -> None:
             kept = self.kept.get(inode)
@@ -174,7 +175,7 @@ class Disk:
         restore(os.stat(home).st_ino, left, early)
 
 
-def _names(folder: int | str) -> dict[str, int]:
+def listing(folder: int | str) -> dict[str, int]:
     """Return the names in a folder, each with the inode it stands for."""
     with os.scandir(folder) as entries:
         return {entry.name: entry.inode() for entry in entries}
