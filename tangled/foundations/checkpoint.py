@@ -497,7 +497,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         folder: a name that does not exist yet, in a folder that does.
 
     Raises:
-        CheckpointError: if `folder` exists, or cannot be written.
+        CheckpointError: if `folder` exists, or cannot be written. If only the
+            last flush fails, `folder` is there and complete, but not certain
+            to outlive a power failure.
 
     Implements alg-atomic-save (book/foundations/checkpoint.md).
     """
