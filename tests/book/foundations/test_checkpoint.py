@@ -497,7 +497,9 @@ STEPS = []
 
 def judge(folder, *, width):
     STEPS.append(width)
-    time.sleep(0.05)
+    for _ in range(30):  # give another the time to train as well
+        if len(STEPS) == 1:
+            time.sleep(0.01)
     return parts.layer(width), [{"loss": 0.5}]
 '''
 PARTS_OF_IT = '''
@@ -567,5 +569,5 @@ def test_the_key_changes_with_code_and_configuration_only():
 def test_without_the_lock_several_train_and_collide():
     unlocked = mock.patch.object(FileLock, "acquire", nullcontext)
     freed = mock.patch.object(FileLock, "release")
-    with unlocked, freed, pytest.raises(CheckpointError, match="exists"):
-        trainings()  # WRONG: all train, and one save comes too late
+    with unlocked, freed, pytest.raises(CheckpointError):
+        trainings()  # WRONG: several train, and all saves but one fail
