@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from results import record
+
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "_build/peers"
 BOOKS = ROOT / "_build/benchmark"
@@ -357,7 +359,7 @@ def main() -> None:
     text = table(programs, options.rounds)
     print(text)
     if not options.alone:
-        Path(__file__).with_name("results.md").write_text(text)
+        record(text)
 
 
 if __name__ == "__main__":

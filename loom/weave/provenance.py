@@ -97,7 +97,7 @@ def chart(book: Book, tangled: Tangled) -> Map:
         for cell in chapter.cells:
             definitions = by_cell.get((chapter.path, cell.index))
             if definitions:
-                anchors = tuple(anchor(d.name) for d in definitions)
+                anchors = tuple(dict.fromkeys(anchor(d.name) for d in definitions))
                 cells[key(cell.source)].append((anchors, went(cell, definitions)))
     for mark in marks(book.root):
         if mark.verb == "verifies":

@@ -1,0 +1,375 @@
+"""Artefacts: made once, by whoever asks first, and again when what made them changes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tangled.foundations.artifacts import artifacts_folder, command
+from tangled.foundations.checkpoint import read_config, read_tensors
+
+ROOT = Path(__file__).parents[2]
+
+# A package with two recipes. Each making leaves a line in $TRACE.
+FILES = {
+    "toy/__init__.py": '"""Toys."""\n',
+    "toy/parts.py": '''
+        """What the recipes are made of."""
+
+        import os
+
+        from torch import nn
+
+
+        def part(width: int) -> nn.Module:
+            """Return a layer."""
+            return nn.Linear(width, width)
+
+
+        def trace(word: str) -> None:
+            with open(os.environ["TRACE"], "a") as file:
+                file.write(f"{word} {os.getpid()}\\n")
+        ''',
+    "toy/other.py": '''
+        """Nothing that a recipe imports."""
+
+        UNUSED = 1
+        ''',
+    "toy/models.py": '''
+        """Two recipes."""
+
+        import os
+        import time
+
+        from tangled.foundations.artifacts import recipe
+
+        from . import parts
+
+
+        @recipe(width=3, seed=0)
+        def judge(folder, *, width, seed):
+            """Train for $PAUSE seconds, in steps that survive a crash."""
+            parts.trace("judge")
+            for step in range(10):
+                if not (folder / str(step)).exists():
+                    time.sleep(float(os.environ.get("PAUSE", 0)) / 10)
+                    (folder / str(step)).touch()
+                    parts.trace(f"step{step}")
+            return parts.part(width), [{"loss": 0.5}]
+
+
+        @recipe(width=2)
+        def tiny(folder, *, width):
+            parts.trace("tiny")
+            return parts.part(width), []
+        ''',
+}
+ASK = """
+import sys
+from tangled.foundations.artifacts import artifact
+from toy.models import judge
+print("ready", flush=True)
+sys.stdin.readline()
+print(artifact(judge), flush=True)
+"""
+
+
+class Toys:
+    """The package in a temporary folder, and what is run with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "artefacts"
+        self.trace = folder / "trace"
+        self.trace.touch()
+        for name, text in FILES.items():
+            self.write(name, textwrap.dedent(text).lstrip())
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).parent.mkdir(exist_ok=True)
+        (self.folder / name).write_text(text)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        text = (self.folder / name).read_text()
+        assert old in text
+        self.write(name, text.replace(old, new))
+
+    def start(self, *arguments: str, pause: float = 0) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "TANGLED_ARTIFACTS": str(self.root),
+                "TRACE": str(self.trace),
+                "PAUSE": str(pause),
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def make(self, *arguments: str) -> tuple[int, str, str]:
+        process = self.start(
+            "-m", "tangled.foundations.artifacts", "toy", *arguments
+        )
+        out, errors = process.communicate(timeout=60)
+        return process.returncode, out, errors
+
+    def words(self) -> list[str]:
+        return [
+            line.split()[0] for line in self.trace.read_text().splitlines()
+        ]
+
+    def until(self, word: str) -> None:
+        for _ in range(600):
+            if word in self.words():
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{word} never came")
+
+    def folders(self) -> list[Path]:
+        return [path for path in self.root.glob("*-*") if not path.suffix]
+
+
+@pytest.fixture
+def toys(tmp_path: Path) -> Toys:
+    return Toys(tmp_path)
+
+
+def ready(process: subprocess.Popen) -> None:
+    assert process.stdout.readline() == "ready\n", process.stderr.read()
+
+
+def go(process: subprocess.Popen) -> None:
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_everything_is_made_once_and_listed(toys):
+    status, out, errors = toys.make()
+    assert status == 0, errors
+    assert "judge: in the making" in errors
+    assert "tiny: in the making" in errors
+    rows = json.loads((toys.root / "table.json").read_text())
+    assert [row["name"] for row in rows] == ["judge", "tiny"]
+    assert all(row["made"] and row["module"] == "toy.models" for row in rows)
+    for row in rows:
+        assert row["key"] in out
+        folder = toys.root / f"{row['name']}-{row['key']}"
+        assert read_config(folder)["seconds"] == row["seconds"]
+    assert not list(toys.root.glob("*.scratch"))
+    status, out, errors = toys.make()
+    assert (status, errors) == (0, "")
+    assert out.count("found, by toy.models") == 2
+    rows = json.loads((toys.root / "table.json").read_text())
+    assert not any(row["made"] for row in rows)
+    assert toys.words().count("judge") == toys.words().count("tiny") == 1
+
+
+def test_an_artefact_says_what_made_it(toys):
+    toys.make()
+    (folder,) = toys.root.glob("judge-????????????")
+    told = read_config(folder)
+    assert told["recipe"] == "judge"
+    assert told["module"] == "toy.models"
+    assert folder.name == f"judge-{told['key']}"
+    assert told["config"] == {"width": 3, "seed": 0}
+    assert told["log"] == [{"loss": 0.5}]
+    assert read_tensors(folder)["weight"].shape == (3, 3)
+
+
+def test_of_two_processes_one_trains(toys):
+    pair = [toys.start("-c", ASK, pause=1.0) for _ in range(2)]
+    for process in pair:
+        ready(process)
+    for process in pair:
+        go(process)
+    answers = {process.communicate(timeout=60)[0] for process in pair}
+    assert len(answers) == 1
+    assert toys.words().count("judge") == 1
+    assert len(toys.folders()) == 1
+
+
+def test_a_killed_maker_blocks_nobody_and_is_resumed(toys):
+    maker = toys.start("-c", ASK, pause=5.0)
+    ready(maker)
+    go(maker)
+    toys.until("step2")
+    maker.send_signal(signal.SIGKILL)
+    maker.communicate()
+    assert not toys.folders()
+    second = toys.start("-c", ASK)
+    go(second)
+    out, errors = second.communicate(timeout=60)
+    assert second.returncode == 0, errors
+    assert Path(out.split()[-1]).is_dir()
+    assert toys.words().count("judge") == 2
+    assert toys.words().count("step2") == 1  # it was not done again
+
+
+def test_what_made_it_changes_the_key(toys):
+    toys.make()
+    for count, (name, old, new) in enumerate(
+        [
+            ("toy/models.py", "width=3", "width=4"),  # configuration
+            ("toy/parts.py", "nn.Linear(width, width)", "nn.Identity()"),
+            ("toy/models.py", 'trace("judge")', 'trace("justice")'),
+        ],
+        start=2,
+    ):
+        toys.edit(name, old, new)
+        status, out, errors = toys.make()
+        assert status == 0, errors
+        assert "judge: in the making" in errors
+        assert "stale: judge-" in out
+        # Nothing goes unasked.
+        assert len(list(toys.root.glob("judge-????????????"))) == count
+
+
+def test_prose_changes_no_key(toys):
+    toys.make()
+    for name, old, new in [
+        ("toy/models.py", "Two recipes.", "A pair of recipes."),
+        ("toy/parts.py", "Return a layer.", "Return one layer."),
+        ("toy/parts.py", "import os\n", "import os  # for the trace\n\n"),
+        ("toy/other.py", "UNUSED = 1", "UNUSED = 2"),  # nobody imports it
+    ]:
+        toys.edit(name, old, new)
+    status, out, errors = toys.make()
+    assert (status, errors) == (0, "")
+    assert "stale" not in out
+
+
+def test_prune_removes_what_is_stale_and_no_more(toys):
+    toys.make()
+    toys.edit("toy/models.py", "width=3", "width=4")
+    (toys.root / "notes.txt").write_text("mine")
+    toys.make()
+    old = len(list(toys.root.iterdir()))
+    status, out, errors = toys.make("--prune")
+    assert (status, errors) == (0, "")
+    assert "removed: judge-" in out
+    assert len(toys.folders()) == 2
+    assert (toys.root / "notes.txt").exists()
+    assert len(list(toys.root.iterdir())) < old
+    assert "stale" not in toys.make()[1]
+
+
+def test_a_recipe_that_fails_is_one_sentence(toys):
+    toys.edit("toy/models.py", 'parts.trace("judge")', "1 / 0")
+    status, _, errors = toys.make()
+    assert status == 1
+    assert errors.splitlines()[-1] == (
+        "recipe 'judge' of toy.models failed: "
+        "ZeroDivisionError: division by zero"
+    )
+    assert "Traceback" not in errors
+    assert not toys.folders()
+    assert not (toys.root / "table.json").exists()
+
+
+def test_two_recipes_of_one_name_are_refused(toys):
+    text = (toys.folder / "toy/models.py").read_text()
+    toys.write("toy/more.py", text)
+    status, _, errors = toys.make()
+    assert status == 1
+    assert "toy.models and toy.more both have a recipe" in errors
+
+
+def test_control_c_keeps_what_was_trained(toys):
+    maker = toys.start(
+        "-m", "tangled.foundations.artifacts", "toy", pause=5.0
+    )
+    toys.until("step1")
+    maker.send_signal(signal.SIGINT)
+    _, errors = maker.communicate(timeout=60)
+    assert maker.returncode == 130
+    assert errors.endswith("interrupted: what was trained is kept\n")
+    assert "Traceback" not in errors
+    (scratch,) = toys.root.glob("judge-*.scratch")
+    assert (scratch / "1").exists()
+    assert not toys.folders()
+    assert toys.make()[0] == 0
+    assert toys.words().count("step1") == 1
+    assert not list(toys.root.glob("*.scratch"))
+
+
+NOTEBOOK = """
+from tangled.foundations import artifacts
+
+@artifacts.recipe(width=9)
+def {name}(folder, *, width):
+    raise AssertionError("the notebook's own recipe must not run")
+
+scan = artifacts.recipes
+artifacts.recipes = lambda: scan("toy")
+try:
+    print(artifacts.artifact({name}))
+except artifacts.ArtifactError as error:
+    print(error)
+"""
+
+
+def test_a_notebook_gets_the_recipe_of_the_package(toys):
+    def out(name: str) -> str:
+        process = toys.start("-c", NOTEBOOK.format(name=name))
+        text, errors = process.communicate(timeout=60)
+        assert not errors
+        return text.strip()
+
+    assert Path(out("tiny")).parent == toys.root
+    assert read_tensors(out("tiny"))["weight"].shape == (2, 2)
+    assert out("gone") == "no module of the package has a recipe 'gone'"
+
+
+SEEDS = """
+import torch
+from tangled.foundations.artifacts import artifact
+from toy.models import tiny
+torch.manual_seed({seed})
+before = torch.get_rng_state()
+folder = artifact(tiny)
+assert torch.equal(torch.get_rng_state(), before)
+print(folder)
+"""
+
+
+def test_a_recipe_without_a_seed_does_not_depend_on_the_caller(toys):
+    found = []
+    for seed in (1, 2):
+        toys.root = toys.folder / f"artefacts{seed}"
+        process = toys.start("-c", SEEDS.format(seed=seed))
+        out, errors = process.communicate(timeout=60)
+        assert not errors
+        found.append(read_tensors(out.strip())["weight"])
+    assert found[0].equal(found[1])
+
+
+def test_where_artefacts_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TANGLED_ARTIFACTS", "/a/b")
+    assert artifacts_folder() == Path("/a/b")
+    monkeypatch.delenv("TANGLED_ARTIFACTS")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert artifacts_folder() == Path("/cache/tangled")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/reader")
+    assert artifacts_folder() == Path("/home/reader/.cache/tangled")
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Callable
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TANGLED_ARTIFACTS", str(tmp_path / "file" / "x"))
+    assert command([]) == 1
+    assert "Not a directory" in capsys.readouterr().err

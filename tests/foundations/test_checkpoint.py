@@ -1,0 +1,1041 @@
+"""Checkpoints: what goes in comes out, what is bad is refused, and no accident loses anything."""
+
+import errno
+import json
+import os
+import pickle
+import re
+import resource
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load, load_file, save, save_file
+from torch import Tensor, nn
+
+from tangled.foundations import checkpoint
+from tangled.foundations.checkpoint import (
+    DTYPES,
+    CheckpointError,
+    KeyMap,
+    load_checkpoint,
+    match_keys,
+    model_tensors,
+    new_folder,
+    read_config,
+    read_entries,
+    read_header,
+    read_shapes,
+    read_tensor,
+    read_tensors,
+    save_checkpoint,
+    write_checkpoint,
+    write_file,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def example() -> dict[str, Tensor]:
+    return {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
+
+
+def same(found: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
+    return found.keys() == tensors.keys() and all(
+        found[name].dtype == tensor.dtype
+        and found[name].shape == tensor.shape
+        and torch.equal(
+            found[name].contiguous().view(-1).view(torch.uint8),
+            tensor.contiguous().view(-1).view(torch.uint8),
+        )
+        for name, tensor in tensors.items()
+    )
+
+
+def refused(action: Callable[[], object]) -> str:
+    """The one sentence with which something is refused."""
+    with pytest.raises(CheckpointError) as error:
+        action()
+    sentence = str(error.value)
+    assert sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+# ---- the format
+
+
+@st.composite
+def tensors(draw) -> dict[str, Tensor]:
+    """Tensors of all dtypes and of shapes with none, one or some numbers."""
+    found = {}
+    for name in draw(st.sets(st.text(max_size=5), max_size=6)):
+        shape = draw(st.lists(st.integers(0, 3), max_size=3))
+        dtype = draw(st.sampled_from(list(DTYPES.values())))
+        size = torch.Size(shape).numel() * dtype.itemsize
+        content = draw(st.binary(min_size=size, max_size=size))
+        if dtype == torch.bool:
+            content = bytes(byte % 2 for byte in content)
+        flat = torch.empty(size, dtype=torch.uint8)
+        flat[:] = torch.tensor(list(content), dtype=torch.uint8)
+        found[name] = flat.view(dtype).reshape(shape)
+    found.pop("__metadata__", None)
+    return found
+
+
+@pytest.mark.verifies("def-tensor-file")
+@given(tensors())
+def test_the_library_reads_what_we_write_and_the_other_way_round(
+    tmp_path_factory, tensors
+):
+    folder = tmp_path_factory.mktemp("a")
+    write_file(folder / "ours", tensors)
+    content = (folder / "ours").read_bytes()
+    assert same(load(content), tensors)
+    assert content == save(tensors, metadata={"format": "pt"})
+    found = read_header(folder / "ours")
+    assert same({n: read_tensor(e) for n, e in found.items()}, tensors)
+
+
+@given(tensors(), st.integers(1, 40))
+def test_shards_hold_the_same(tmp_path_factory, tensors, limit):
+    folder = tmp_path_factory.mktemp("a") / "c"
+    write_checkpoint(folder, tensors, {"n": 1}, shard_bytes=limit)
+    assert same(read_tensors(folder), tensors)
+    assert read_shapes(folder) == {n: t.shape for n, t in tensors.items()}
+    assert read_config(folder) == {"n": 1}
+    files = list(folder.glob("*.safetensors"))
+    for file in files:
+        entries = read_header(file)
+        held = sum(entry.nbytes for entry in entries.values())
+        assert held <= limit or len(entries) == 1 or len(files) == 1
+    index = folder / "model.safetensors.index.json"
+    assert index.exists() == (len(files) > 1)
+    if index.exists():
+        told = json.loads(index.read_text())
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        assert told["metadata"]["total_size"] == size
+        assert set(told["weight_map"]) == set(tensors)
+
+
+def test_every_tensor_begins_at_a_multiple_of_its_width(tmp_path):
+    mixed = {
+        name: torch.ones(3).to(dtype)
+        for name, dtype in zip("cdefghijklmn", DTYPES.values(), strict=True)
+    }
+    write_file(tmp_path / "a", mixed)
+    for entry in read_header(tmp_path / "a").values():
+        assert entry.start % entry.dtype.itemsize == 0
+
+
+def test_a_view_is_written_as_what_it_shows(tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    views = {
+        "turned": whole.t(),
+        "steps": whole[::2, 1::3],
+        "repeated": torch.ones(1).expand(5),
+        "needs gradient": whole.clone().requires_grad_(),
+    }
+    save_checkpoint(tmp_path / "a", views, {})
+    assert same(read_tensors(tmp_path / "a"), views)
+    for tensor in read_tensors(tmp_path / "a").values():
+        assert tensor.is_contiguous()
+        assert not tensor.requires_grad
+
+
+def test_the_files_are_readable_by_whoever_may_read_new_files(tmp_path):
+    save_checkpoint(tmp_path / "a", example(), {})
+    (tmp_path / "usual").mkdir()
+    modes = {
+        stat.S_IMODE(p.stat().st_mode)
+        for p in (tmp_path / "a", tmp_path / "usual")
+    }
+    assert len(modes) == 1
+
+
+def test_the_tensors_of_a_checkpoint_do_not_hang_on_its_files(tmp_path):
+    save_checkpoint(tmp_path / "a", example(), {})
+    found = read_tensors(tmp_path / "a")
+    file = tmp_path / "a" / "model.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    assert same(found, example())
+
+
+@pytest.mark.gpu
+def test_tensors_of_an_accelerator(tmp_path):
+    tensors = {name: tensor.cuda() for name, tensor in example().items()}
+    save_checkpoint(tmp_path / "a", tensors, {})
+    assert same(read_tensors(tmp_path / "a"), example())
+    found = read_tensors(tmp_path / "a", device="cuda")
+    assert all(tensor.is_cuda for tensor in found.values())
+    model = nn.Linear(3, 2).cuda()
+    save_checkpoint(tmp_path / "b", model_tensors(model), {})
+    other = nn.Linear(3, 2).cuda()
+    load_checkpoint(other, tmp_path / "b")
+    assert other.weight.is_cuda
+    assert torch.equal(other.weight, model.weight)
+
+
+# ---- bad files
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint in three files."""
+    folder = tmp_path / "checkpoint"
+    tensors = {f"layer.{i}": torch.full((4,), float(i)) for i in range(6)}
+    save_checkpoint(folder, tensors, {}, shard_bytes=32)
+    assert len(list(folder.glob("*.safetensors"))) == 3
+    return folder
+
+
+def shard(folder: Path, number: int) -> Path:
+    return folder / f"model-{number:05}-of-00003.safetensors"
+
+
+def test_missing_folder(tmp_path):
+    sentence = refused(lambda: read_tensors(tmp_path / "none"))
+    assert sentence == f"{tmp_path}/none does not exist"
+
+
+def test_folder_without_a_checkpoint(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    sentence = refused(lambda: read_tensors(tmp_path))
+    assert sentence == f"{tmp_path} holds no safetensors file"
+
+
+def test_file_in_place_of_its_folder(folder):
+    file = shard(folder, 1)
+    assert refused(lambda: read_tensors(file)) == (
+        f"{file} is a file: name its folder"
+    )
+
+
+def test_missing_config(folder):
+    (folder / "config.json").unlink()
+    assert refused(lambda: read_config(folder)) == (
+        f"cannot read {folder}/config.json: No such file or directory"
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1, "a": 2}', "\xff"])
+def test_broken_config(folder, text):
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    assert f"{folder}/config.json holds" in refused(
+        lambda: read_config(folder)
+    )
+
+
+def test_missing_shard(folder):
+    shard(folder, 2).unlink()
+    assert refused(lambda: read_tensors(folder)) == (
+        f"cannot read {shard(folder, 2)}: No such file or directory"
+    )
+
+
+def test_truncated_shard(folder):
+    size = shard(folder, 2).stat().st_size
+    os.truncate(shard(folder, 2), size - 5)
+    assert refused(lambda: read_tensors(folder)) == (
+        f"{shard(folder, 2)} is truncated: it has {size - 5} bytes of at "
+        f"least {size}"
+    )
+
+
+def test_file_that_shrinks_while_it_is_read(folder):
+    entries = read_entries(folder)
+    os.truncate(shard(folder, 3), shard(folder, 3).stat().st_size - 1)
+    last = max(
+        (e for e in entries.values() if e.path == shard(folder, 3)),
+        key=lambda e: e.start,
+    )
+    assert "is truncated" in refused(lambda: read_tensor(last))
+
+
+def test_key_in_two_shards(folder):
+    held = load_file(shard(folder, 2))
+    held["layer.0"] = torch.zeros(4)
+    save_file(held, shard(folder, 2))
+    assert refused(lambda: read_tensors(folder)) == (
+        f"{shard(folder, 2)} holds 'layer.0', which "
+        "model.safetensors.index.json places in "
+        "model-00001-of-00003.safetensors"
+    )
+
+
+def test_key_of_the_index_that_no_shard_holds(folder):
+    held = load_file(shard(folder, 2))
+    del held["layer.2"]
+    save_file(held, shard(folder, 2))
+    assert refused(lambda: read_tensors(folder)) == (
+        f"{folder}/model.safetensors.index.json places 'layer.2' in "
+        "model-00002-of-00003.safetensors, which does not hold it"
+    )
+
+
+@pytest.mark.parametrize(
+    "place", ["../other.safetensors", "/etc/passwd", "model.bin", "", 7]
+)
+def test_index_that_names_another_place(folder, place):
+    index = folder / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    told["weight_map"]["layer.0"] = place
+    index.write_text(json.dumps(told))
+    sentence = refused(lambda: read_tensors(folder))
+    assert sentence == f"{index} names '{place}', which is refused"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": 3}', "{", "[]"])
+def test_broken_index(folder, content):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(content)
+    assert str(index) in refused(lambda: read_tensors(folder))
+
+
+def test_one_file_beside_an_index(folder):
+    save_file(example(), folder / "model.safetensors")
+    assert refused(lambda: read_tensors(folder)) == (
+        f"{folder} holds model.safetensors and an index"
+    )
+
+
+@pytest.mark.parametrize(
+    "suffix", ["bin", "pt", "pth", "ckpt", "pkl", "pickle"]
+)
+def test_pickles_are_refused_by_name(tmp_path, suffix):
+    file = tmp_path / f"pytorch_model.{suffix}"
+    file.touch()
+    for path in (tmp_path, file):
+        assert refused(lambda path=path: read_tensors(path)) == (
+            f"{file} is refused: by its name it is a pickle, and reading one "
+            "can run any code"
+        )
+
+
+def test_a_pickle_beside_a_checkpoint_is_left_alone(folder):
+    (folder / "optimizer.pt").touch()
+    assert len(read_tensors(folder)) == 6
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_disguised_pickle_does_not_run(tmp_path, zipped):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "trap"),)
+
+    file = tmp_path / "model.safetensors"
+    if zipped:
+        torch.save({"a": Trap()}, file)
+    else:
+        file.write_bytes(pickle.dumps({"a": Trap()}))
+    assert "pickle" in refused(lambda: read_tensors(tmp_path))
+    assert not (tmp_path / "trap").exists()
+    if not zipped:
+        pickle.loads(file.read_bytes())  # it would have
+        assert (tmp_path / "trap").exists()
+
+
+def packed(header: str | bytes, data: bytes = b"", length: int | None = None):
+    header = header.encode() if isinstance(header, str) else header
+    length = len(header) if length is None else length
+    return struct.pack("<Q", length) + header + data
+
+
+@pytest.mark.refutes("def-tensor-file")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is truncated: it has 0 bytes of at least 10"),
+        (b"1234567", "is truncated: it has 7 bytes of at least 10"),
+        (packed("{}", length=3), "is truncated: it has 10 bytes of at least 11"),
+        (packed("{}", length=0), "does not begin with a header"),
+        (packed("{}", length=1), "does not begin with a header"),
+        (packed("{}", length=100_000_001), "does not begin with a header"),
+        (packed("{}", length=2**64 - 1), "does not begin with a header"),
+        (packed(" {}"), "does not begin with a header"),
+        (packed("{,}"), "holds broken JSON"),
+        (packed(b'{"\xff":1}'), "holds broken JSON"),
+        (packed('{"a":' + "[" * 100_000), "holds broken JSON"),
+        (packed('{"a":null}'), "the entry None of 'a' is broken"),
+        (packed('{"a":{"dtype":"F32","shape":[1]}}'), "is broken"),
+        (packed('{"a":{"dtype":"F32","shape":4,"data_offsets":[0,4]}}'), "is broken"),
+        (packed('{"a":{"dtype":["F32"],"shape":[],"data_offsets":[0,4]}}'), "is broken"),
+        (packed('{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}'), "is broken"),
+        (packed('{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4.0]}}'), "is broken"),
+        (packed('{"a":{"dtype":"F32","shape":[],"data_offsets":[0]}}'), "is broken"),
+        (packed('{"a":{"dtype":"C64","shape":[],"data_offsets":[0,8]}}'), "unknown here"),
+        (packed('{"a":{"dtype":"F32","shape":[-1],"data_offsets":[4,0]}}'), "contradict"),
+        (
+            packed('{"a":{"dtype":"F32","shape":[-1,-1],"data_offsets":[0,4]}}', bytes(4)),
+            "contradict",
+        ),
+        (packed('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', bytes(4)), "contradict"),
+        (packed('{"a":{"dtype":"U8","shape":[1],"data_offsets":[-1,0]}}'), "where byte"),
+        (packed('{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', bytes(2)), "where byte"),
+        (packed("{}", bytes(3)), "has 3 bytes of no tensor"),
+    ],
+)  # fmt: skip
+def test_headers_that_are_not_well_formed(tmp_path, content, reason):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    sentence = refused(lambda: read_tensors(tmp_path))
+    assert reason in sentence
+    assert sentence.startswith(str(tmp_path))
+
+
+@pytest.mark.refutes("def-tensor-file")
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_a_changed_byte_raises_nothing_else(tmp_path_factory, place, byte):
+    """Whatever happens to one byte, no error comes but a CheckpointError."""
+    tensors = example()
+    content = bytearray(save(tensors, metadata={"format": "pt"}))
+    changed = content[place % len(content)] != byte
+    content[place % len(content)] = byte
+    folder = tmp_path_factory.mktemp("a")
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "config.json").write_text("{}")
+    try:
+        found = read_tensors(folder)
+    except CheckpointError:
+        assert changed
+    else:
+        assert len(found) == 2
+        assert changed or same(found, tensors)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"a": torch.empty(2, device="meta")}, "'a' is on meta and has no values"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "'a' is torch.complex64, which"),
+    ],
+)  # fmt: skip
+def test_tensors_that_cannot_be_written(tmp_path, tensors, reason):
+    assert reason in refused(
+        lambda: save_checkpoint(tmp_path / "a", tensors, {})
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_shared_memory_is_written_once_or_not_at_all(tmp_path):
+    matrix = torch.ones(3, 3)
+    tied = {"a": matrix, "b": matrix[:]}
+    sentence = refused(lambda: save_checkpoint(tmp_path / "a", tied, {}))
+    assert "'a' and 'b' share their memory" in sentence
+    assert not list(tmp_path.iterdir())
+    parts = {"top": matrix[:1], "all": matrix, "none": matrix[:0]}
+    save_checkpoint(tmp_path / "a", parts, {})  # other views are copies
+    assert same(read_tensors(tmp_path / "a"), parts)
+
+
+def test_a_configuration_that_json_cannot_hold_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_checkpoint(tmp_path / "a", example(), {"model": nn.Linear})
+    assert not list(tmp_path.iterdir())
+
+
+# ---- all of it or nothing
+
+
+def test_an_existing_folder_is_never_touched(tmp_path):
+    save_checkpoint(tmp_path / "a", example(), {})
+    for name in ("a", "file", "link"):
+        (tmp_path / "file").touch()
+        if not (tmp_path / "link").is_symlink():
+            (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+        before = sorted(tmp_path.rglob("*"))
+        sentence = refused(
+            lambda name=name: save_checkpoint(tmp_path / name, {}, {})
+        )
+        assert sentence == (
+            f"{tmp_path}/{name} exists, and a checkpoint is never overwritten"
+        )
+        assert sorted(tmp_path.rglob("*")) == before
+    assert same(read_tensors(tmp_path / "a"), example())
+
+
+def test_an_existing_folder_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "a").mkdir()
+
+    def save() -> None:
+        with new_folder(tmp_path / "a"):
+            raise AssertionError("this is a week too late")
+
+    assert "exists" in refused(save)
+
+
+def test_a_name_that_is_taken_meanwhile(tmp_path):
+    def save() -> None:
+        with new_folder(tmp_path / "a") as partial:
+            write_checkpoint(partial, example(), {})
+            (tmp_path / "a").mkdir()
+            (tmp_path / "a" / "mine").touch()
+
+    assert "exists" in refused(save)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "mine"]
+
+
+def test_a_name_that_is_taken_at_the_last_instant(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_refuse_existing", lambda target: None)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").touch()
+    sentence = refused(lambda: save_checkpoint(tmp_path / "a", example(), {}))
+    assert "not empty" in sentence
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "mine"]
+
+
+def test_a_folder_of_several_parts(tmp_path):
+    with new_folder(tmp_path / "step-5") as partial:
+        write_checkpoint(partial, example(), {"step": 5})
+        write_checkpoint(partial / "ema", example(), {})
+        (partial / "log.csv").write_text("step,loss\n")
+        assert not (tmp_path / "step-5").exists()
+        assert partial.parent == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+    assert same(read_tensors(tmp_path / "step-5" / "ema"), example())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_error_inside_leaves_nothing(tmp_path, error):
+    def save() -> None:
+        with new_folder(tmp_path / "a") as partial:
+            write_checkpoint(partial, example(), {})
+            raise error
+
+    with pytest.raises(error):
+        save()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_is_not_written_twice(tmp_path):
+    write_checkpoint(tmp_path, example(), {})
+    with pytest.raises(FileExistsError):
+        write_checkpoint(tmp_path, {}, {})
+    assert same(read_tensors(tmp_path), example())
+
+
+def test_missing_parent(tmp_path):
+    target = tmp_path / "none" / "a"
+    assert refused(lambda: save_checkpoint(target, example(), {})) == (
+        f"cannot write {target}: No such file or directory"
+    )
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """Give up the powers of root for a while: it may write everywhere."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+def test_read_only_folder(tmp_path_factory, as_nobody):
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        home = Path(name)
+        save_checkpoint(home / "old", example(), {})
+        home.chmod(0o500)
+        try:
+            sentence = refused(
+                lambda: save_checkpoint(home / "a", example(), {})
+            )
+            assert sentence == f"cannot write {home}/a: Permission denied"
+            assert same(read_tensors(home / "old"), example())
+        finally:
+            home.chmod(0o700)
+
+
+def test_unreadable_file(tmp_path_factory, as_nobody):
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        home = Path(name)
+        save_checkpoint(home / "a", example(), {})
+        file = home / "a" / "model.safetensors"
+        file.chmod(0)
+        assert refused(lambda: read_tensors(home / "a")) == (
+            f"cannot read {file}: Permission denied"
+        )
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename", "mkdir"])
+def test_a_full_disk_at_any_call(tmp_path, monkeypatch, call):
+    save_checkpoint(tmp_path / "old", example(), {})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if call == "write":
+        monkeypatch.setattr(checkpoint, "write_file", full)
+    elif call == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(Path, call, full)
+    assert refused(
+        lambda: save_checkpoint(tmp_path / "a", example(), {})
+    ) == (f"cannot write {tmp_path}/a: No space left on device")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert same(read_tensors(tmp_path / "old"), example())
+
+
+@pytest.mark.parametrize("limit", [4096, 50_000])
+def test_a_file_that_may_not_grow_any_more(tmp_path, limit):
+    """A real error of a real system call, in the middle of a tensor."""
+    save_checkpoint(tmp_path / "old", example(), {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        big = {"a": torch.ones(10_000), "b": torch.ones(10_000)}
+        sentence = refused(lambda: save_checkpoint(tmp_path / "a", big, {}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert sentence == f"cannot write {tmp_path}/a: File too large"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert same(read_tensors(tmp_path / "old"), example())
+
+
+# The child saves a checkpoint and is killed at the n-th call that touches the file system. Python
+# tells of most of them by itself (audit events); the others are wrapped.
+CHILD = """
+import os, signal, sys
+import torch
+from tangled.foundations.checkpoint import new_folder, write_checkpoint
+
+home = sys.argv[1]
+count = 0
+
+def call(event, arguments=()):
+    global count
+    names = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock")
+    if event not in names or not watching:
+        return
+    count += 1
+    if count == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def wrapped(name):
+    original = getattr(os, name)
+    def wrapper(*arguments):
+        call("open")
+        return original(*arguments)
+    setattr(os, name, wrapper)
+
+for name in ("fsync", "close"):
+    wrapped(name)
+watching = False
+kill_at = 0
+sys.addaudithook(call)
+tensors = {f"t{i}": torch.full((5000,), float(i)) for i in range(4)}
+for number in range(1, 1000):
+    child = os.fork()
+    if child == 0:
+        kill_at, watching = number, True
+        with new_folder(home + "/new") as partial:
+            write_checkpoint(partial, tensors, {"n": 4}, shard_bytes=40_000)
+            write_checkpoint(partial / "ema", tensors, {"n": 4})
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(number, os.WIFSIGNALED(status), flush=True)
+    if sys.stdin.readline().strip() == "stop":
+        break
+"""
+
+
+@pytest.mark.verifies("thm-atomic-save")
+def test_killed_at_every_call_of_a_save(tmp_path):
+    tensors = {f"t{i}": torch.full((5000,), float(i)) for i in range(4)}
+    save_checkpoint(tmp_path / "old", example(), {})
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    found, leftovers = [], []
+    while True:
+        _, killed = process.stdout.readline().split()
+        assert same(read_tensors(tmp_path / "old"), example())
+        new = tmp_path / "new"
+        leftovers.append(len(list(tmp_path.glob(".new.*"))))
+        found.append(new.exists())
+        if new.exists():
+            assert same(read_tensors(new), tensors)
+            assert same(read_tensors(new / "ema"), tensors)
+            assert read_config(new) == {"n": 4}
+            for file in sorted(new.rglob("*"), reverse=True):
+                file.rmdir() if file.is_dir() else file.unlink()
+            new.rmdir()
+        done = killed == "False"
+        process.stdin.write("stop\n" if done else "go\n")
+        process.stdin.flush()
+        if done:
+            break
+    process.communicate(timeout=30)
+    assert len(found) > 25  # so many calls, and a kill at each
+    assert found[0] is False
+    assert found[-1] is True
+    assert found == sorted(found)  # absent up to the rename, there from it on
+    assert max(leftovers) == 1  # the next save has removed what was left
+    assert leftovers[-1] == 0
+
+
+def test_a_live_writer_is_not_taken_for_a_dead_one(tmp_path):
+    with new_folder(tmp_path / "a") as first:
+        (first / "mine").touch()
+        with new_folder(tmp_path / "a") as second:
+            write_checkpoint(second, example(), {})
+        assert (first / "mine").exists()
+        assert "exists" in refused(
+            lambda: save_checkpoint(tmp_path / "a", {}, {})
+        )
+        # Now the first comes too late.
+        with pytest.raises(CheckpointError), new_folder(tmp_path / "a"):
+            pass
+        assert (first / "mine").exists()
+        (tmp_path / "a").rename(tmp_path / "b")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["mine"]
+
+
+def test_leftovers_of_other_names_stay(tmp_path):
+    for name in (".a.0123abcd.partial", ".ab.0123abcd.partial", ".a.partial"):
+        (tmp_path / name).mkdir()
+    save_checkpoint(tmp_path / "a", example(), {})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".a.partial", ".ab.0123abcd.partial", "a"]
+
+
+def test_a_name_with_the_signs_of_a_pattern(tmp_path):
+    (tmp_path / ".x.0123abcd.partial").mkdir()
+    save_checkpoint(tmp_path / "[x]*", example(), {})
+    save_checkpoint(tmp_path / "?", example(), {})
+    assert (tmp_path / ".x.0123abcd.partial").exists()
+    assert same(read_tensors(tmp_path / "[x]*"), example())
+
+
+def test_several_threads_save_side_by_side(tmp_path):
+    def save(number: int) -> None:
+        save_checkpoint(
+            tmp_path / f"{number}", {"a": torch.tensor(number)}, {}
+        )
+
+    threads = [threading.Thread(target=save, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(8):
+        assert read_tensors(tmp_path / f"{number}")["a"] == number
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_relative_names_and_strings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("a", example(), {})
+    assert same(read_tensors("a"), example())
+    assert read_config("a") == {}
+    model = nn.Linear(3, 2)
+    save_checkpoint("b", model_tensors(model), {})
+    load_checkpoint(model, "b")
+
+
+# ---- names
+
+
+def shapes(**sizes: list[int]) -> dict[str, torch.Size]:
+    return {
+        name.replace("_", "."): torch.Size(s) for name, s in sizes.items()
+    }
+
+
+@pytest.mark.refutes("prop-strict-match")
+def test_one_sentence_names_everything():
+    wanted = shapes(a=[1], b=[2], c=[3], d=[4], e=[5], f=[6])
+    found = shapes(a=[1], b=[9], x=[1], y=[1], z=[1], w=[1], v=[1])
+    assert refused(lambda: match_keys(wanted, found)) == (
+        "checkpoint and model do not match: 4 missing ('c', 'd', 'e' and 1 "
+        "more), 5 extra ('x', 'y', 'z' and 2 more), 1 misshaped ('b')"
+    )
+
+
+def test_a_load_names_the_folder(tmp_path):
+    save_checkpoint(tmp_path / "a", example(), {})
+    sentence = refused(
+        lambda: load_checkpoint(nn.Linear(3, 2), tmp_path / "a")
+    )
+    assert sentence.startswith(f"{tmp_path}/a: checkpoint and model do not")
+
+
+@pytest.mark.refutes("prop-strict-match")
+def test_two_names_for_one_place():
+    keys = KeyMap({"x": "a"})
+    assert "1 set twice ('a')" in refused(
+        lambda: match_keys(shapes(a=[1]), shapes(a=[1], x=[1]), keys)
+    )
+
+
+def test_the_first_pattern_that_fits_counts():
+    keys = KeyMap({"h.0.w": "first", "h.#.w": "rest.#"})
+    assert keys.targets("h.0.w") == ("first",)
+    assert keys.targets("h.1.w") == ("rest.1",)
+    assert keys.targets("h.x.w") == ("h.x.w",)
+
+
+def test_numbers_are_handed_on_in_their_order():
+    keys = KeyMap({"h.#.e.#.w": ("b.#.x.#.u", "b.#.x.#.v")})
+    assert keys.targets("h.3.e.10.w") == ("b.3.x.10.u", "b.3.x.10.v")
+    assert keys.targets("h.3.e.10.w.1") == ("h.3.e.10.w.1",)
+    assert keys.targets("h.-3.e.1.w") == ("h.-3.e.1.w",)
+
+
+def test_a_pattern_is_no_regular_expression():
+    keys = KeyMap({"a.b+c": "x"})
+    assert keys.targets("a.b+c") == ("x",)
+    assert keys.targets("aXbbc") == ("aXbbc",)
+
+
+@pytest.mark.parametrize("target", ["b.w", "b.#.c.#.w"])
+def test_unequal_numbers_of_signs_are_caught_by_the_match(target):
+    keys = KeyMap({"h.#.w": target})
+    wanted = shapes(b_0_w=[2], b_1_w=[2])
+    sentence = refused(
+        lambda: match_keys(wanted, shapes(h_0_w=[2], h_1_w=[2]), keys)
+    )
+    assert "2 missing" in sentence
+    assert "2 extra" in sentence
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts", "transposed", "fits"),
+    [
+        ([6, 4], [[2, 4], [4, 4]], False, True),
+        ([4, 6], [[2, 4], [4, 4]], True, True),
+        ([6, 4], [[2, 4], [4, 4]], True, False),
+        ([6, 4], [[2, 4], [3, 4]], False, False),
+        ([6, 4], [[2, 4], [4, 5]], False, False),
+        ([6], [[2], [4]], False, True),
+        ([], [[]], False, True),
+        ([2], [[], []], False, False),
+        ([3, 4, 5], [[5, 4, 3]], True, False),
+        ([3], [[3]], True, False),
+        ([], [], False, False),
+    ],
+)
+def test_which_shapes_fit(shape, parts, transposed, fits):
+    wanted = {f"p{i}": torch.Size(part) for i, part in enumerate(parts)}
+    keys = KeyMap({"x": tuple(wanted)}, ("x",) if transposed else ())
+    found = {"x": torch.Size(shape)}
+    if fits:
+        (route,) = match_keys(wanted, found, keys).values()
+        assert route.targets == tuple(wanted)
+        assert route.transposed == transposed
+    else:
+        assert "misshaped ('x')" in refused(
+            lambda: match_keys(wanted, found, keys)
+        )
+
+
+def test_what_is_ignored_need_not_be_there():
+    keys = KeyMap(ignored=("h.#.bias",))
+    assert match_keys(shapes(a=[1]), shapes(a=[1]), keys)
+    assert match_keys(shapes(a=[1]), shapes(a=[1], h_3_bias=[7]), keys)
+
+
+@pytest.mark.verifies("prop-strict-match")
+@given(st.randoms(use_true_random=False), st.integers(1, 6))
+def test_random_maps_are_bijections(tmp_path_factory, random, count):
+    """Random cuts and transposes of random matrices move every number once."""
+    model, tensors, names, turned = nn.ParameterDict(), {}, {}, []
+    number = 0
+    for i in range(count):
+        width = random.randint(1, 4)
+        heights = [random.randint(1, 3) for _ in range(random.randint(1, 3))]
+        size = width * sum(heights)
+        block = torch.arange(number, number + size, dtype=torch.float64)
+        number += size
+        block = block.reshape(sum(heights), width)
+        if random.random() < 0.5:
+            block = block.reshape(width, -1)
+            turned.append(f"c{i}")
+        tensors[f"c{i}"] = block
+        for j, height in enumerate(heights):
+            model[f"m{i}{j}"] = torch.zeros(
+                height, width, dtype=torch.float64
+            )
+        names[f"c{i}"] = tuple(f"m{i}{j}" for j in range(len(heights)))
+    folder = tmp_path_factory.mktemp("a") / "c"
+    shuffled = dict(random.sample(list(tensors.items()), len(tensors)))
+    write_checkpoint(folder, shuffled, {}, shard_bytes=64)
+    load_checkpoint(model, folder, KeyMap(names, tuple(turned)))
+    held = torch.cat([p.detach().flatten() for p in model.values()])
+    assert torch.equal(
+        held.sort().values, torch.arange(float(number)).double()
+    )
+    for i in range(count):
+        whole = torch.cat([model[name] for name in names[f"c{i}"]])
+        expected = tensors[f"c{i}"]
+        assert torch.equal(
+            whole, expected.t() if f"c{i}" in turned else expected
+        )
+
+
+# ---- models
+
+
+class Odd(nn.Module):
+    """Tied weights, buffers of both kinds, a scalar, a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(5, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.wte.weight
+        self.register_buffer("mask", torch.ones(2, 2), persistent=False)
+
+
+def test_tensors_of_a_model_each_once():
+    assert list(model_tensors(Odd())) == [
+        "scale",
+        "wte.weight",
+        "norm.weight",
+        "norm.bias",
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+    ]
+
+
+def test_an_odd_model_comes_back(tmp_path):
+    torch.manual_seed(0)
+    model, other = Odd(), Odd()
+    model.mask.fill_(7)
+    model.norm(torch.randn(8, 3))
+    save_checkpoint(tmp_path / "a", model_tensors(model), {})
+    objects = {id(tensor) for tensor in model_tensors(other).values()}
+    other.mask.fill_(9)
+    load_checkpoint(other, tmp_path / "a")
+    assert same(model_tensors(other), model_tensors(model))
+    assert {id(tensor) for tensor in model_tensors(other).values()} == objects
+    assert other.head.weight is other.wte.weight
+    assert not other.scale.requires_grad
+    assert other.mask[0, 0] == 9  # no part of a checkpoint
+
+
+def test_an_optimizer_goes_on_with_the_loaded_parameters(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    save_checkpoint(
+        tmp_path / "a",
+        {"weight": torch.ones(1, 2), "bias": torch.zeros(1)},
+        {},
+    )
+    load_checkpoint(model, tmp_path / "a")
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.weight, torch.zeros(1, 2))
+
+
+def test_a_buffer_without_values_on_meta_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "a", model_tensors(Odd()), {})
+    with torch.device("meta"):
+        model = Odd()
+    sentence = refused(lambda: load_checkpoint(model, tmp_path / "a"))
+    assert "the buffer 'mask' is not persistent" in sentence
+    assert all(tensor.is_meta for tensor in model_tensors(model).values())
+    model.mask = torch.ones(2, 2)
+    load_checkpoint(model, tmp_path / "a")
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    assert model.head.weight is model.wte.weight
+    assert not model.scale.requires_grad
+    assert model.norm.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "cast", "fine"),
+    [
+        (torch.float32, torch.float32, False, True),
+        (torch.bfloat16, torch.float32, False, False),
+        (torch.bfloat16, torch.float32, True, True),
+        (torch.float64, torch.float16, True, True),
+        (torch.int64, torch.float32, True, False),
+        (torch.float32, torch.int64, True, False),
+    ],
+)
+def test_dtypes(tmp_path, held, wanted, cast, fine):
+    model = nn.Module()
+    model.register_buffer("a", torch.zeros(3, dtype=wanted))
+    save_checkpoint(tmp_path / "a", {"a": torch.arange(3).to(held)}, {})
+
+    def load() -> None:
+        load_checkpoint(model, tmp_path / "a", cast=cast)
+
+    if fine:
+        load()
+        assert model.a.dtype == wanted
+        assert model.a.tolist() == [0, 1, 2]
+    else:
+        assert refused(load) == (
+            f"{tmp_path}/a: 'a' is {held} and the model's 'a' is {wanted}; "
+            "cast=True converts floating dtypes"
+        )
+        assert not model.a.any()
+
+
+def test_parts_of_a_cut_do_not_share_memory(tmp_path):
+    with torch.device("meta"):
+        model = nn.ParameterDict({"a": torch.empty(2), "b": torch.empty(2)})
+    save_checkpoint(tmp_path / "c", {"x": torch.arange(4.0)}, {})
+    load_checkpoint(model, tmp_path / "c", KeyMap({"x": ("a", "b")}))
+    storages = {p.untyped_storage().data_ptr() for p in model.values()}
+    assert len(storages) == 2
+    assert all(p.untyped_storage().nbytes() == 8 for p in model.values())
+
+
+def test_only_headers_are_read_for_shapes(folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "read_tensor", lambda entry: 1 / 0)
+    assert read_shapes(folder)["layer.5"] == torch.Size([4])
+
+
+def test_the_library_sees_the_format_of_torch(tmp_path):
+    save_checkpoint(tmp_path / "a", example(), {})
+    with safe_open(tmp_path / "a" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == {"a", "b"}
+
+
+def test_messages_are_sentences_about_files(folder):
+    """No message of another library, and no traceback, reaches the user."""
+    shard(folder, 1).write_bytes(b"\x00" * 100)
+    sentence = refused(lambda: read_tensors(folder))
+    assert re.fullmatch(r"\S+ is not a safetensors file: .*", sentence)
+
+
+def test_the_chapter_tells_what_was_measured():
+    def rows(path: str) -> list[str]:
+        text = (ROOT / path).read_text()
+        names = r"bare read|tangled,|safetensors,|torch\.load|transformers,"
+        return re.findall(rf"(?m)^\| (?:{names}).*$", text)
+
+    measured = rows("benchmarks/results.md")
+    assert len(measured) == 9
+    assert rows("book/foundations/checkpoint.md") == measured
+    (ours,) = [row for row in measured if "tangled, model on meta" in row]
+    assert float(ours.split("|")[2]) <= 1.1
