@@ -1,0 +1,822 @@
+"""The training loop of every model in the book, on one process or many, resumed bit for bit.
+
+Tangled from book/foundations/training.md.
+"""
+
+import copy
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    closing,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from tangled.foundations.checkpoint import (
+    load_checkpoint,
+    model_tensors,
+    new_folder,
+    read_config,
+    read_tensors,
+    write_checkpoint,
+)
+
+__all__ = [
+    "Dataset",
+    "Losses",
+    "MovingAverage",
+    "Part",
+    "Row",
+    "Run",
+    "Schedule",
+    "Training",
+    "TrainingError",
+    "accumulate",
+    "batch_indices",
+    "checkpoints",
+    "constant",
+    "derived_seed",
+    "interruptible",
+    "process_group",
+    "read_log",
+    "through",
+    "train",
+    "warmup_cosine",
+]
+
+
+def derived_seed(*numbers: int) -> int:
+    """Return one seed for several whole numbers, none of them negative.
+
+    Other numbers, or the same ones in another order, give an unrelated seed.
+    """
+    sequence = np.random.SeedSequence(numbers)
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(n: int, epoch: int, seed: int) -> Int64[Tensor, "n"]:
+    """Return the order of an epoch; the last two are kept."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, 0, epoch))
+    return torch.randperm(n, generator=generator)
+
+
+def batch_indices(
+    n: int, batch_size: int, step: int, seed: int
+) -> Int64[Tensor, "B"]:
+    """Return which of n examples make the batch of a step, from step 0 on.
+
+    Raises:
+        ValueError: if the batch is larger than the data.
+
+    Implements def-batches, eq-batch-order, prop-batch-gradient
+    (book/foundations/training.md).
+    """
+    if not 1 <= batch_size <= n:
+        raise ValueError(
+            f"batch_size must lie between 1 and the {n} examples of the "
+            f"data, got {batch_size}"
+        )
+    epoch, batch = divmod(step, n // batch_size)
+    order = _epoch_order(n, epoch, seed)
+    return order[batch * batch_size : (batch + 1) * batch_size]
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says why, and what is kept."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Examples in memory: their number, and batches of them by index."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors of a batch, each [B, *dims]."""
+        ...
+
+
+# What a model is trained on: (model, batch, generator) -> losses [items].
+Losses = Callable[
+    [nn.Module, tuple[Tensor, ...], torch.Generator], Float[Tensor, "items"]
+]
+# A part of a batch, and the seed of all that is drawn for it.
+Part = tuple[tuple[Tensor, ...], int]
+
+
+def _seeded(device: torch.device, seed: int) -> torch.Generator:
+    """Seed what layers draw from, and return a generator for the loss."""
+    # torch.manual_seed asks every backend that torch knows, at 75 us a call.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def accumulate(
+    model: nn.Module,
+    losses: Losses,
+    parts: Iterable[Part],
+    precision: str = "float32",
+) -> tuple[Float[Tensor, ""], int]:
+    """Add the gradients of the summed losses of the parts.
+
+    A model under DistributedDataParallel exchanges its gradients with the
+    last part alone.
+
+    Returns:
+        The sum of the losses, in the units of `losses`, and their number.
+
+    Implements eq-mean-gradient (book/foundations/training.md).
+    """
+    parts = list(parts)
+    device = next(model.parameters()).device
+    total, items = torch.zeros((), device=device), 0
+    for last, (batch, seed) in enumerate(parts, 1 - len(parts)):
+        generator = _seeded(device, seed)
+        batch = tuple(x.to(device, non_blocking=True) for x in batch)
+        with _exchange(model, last == 0), _autocast(device, precision):
+            each = losses(model, batch, generator)
+        each.sum().backward()
+        total, items = total + each.detach().sum(), items + each.numel()
+    return total, items
+
+
+def _exchange(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Let processes exchange gradients now, or not yet."""
+    waits = isinstance(model, DistributedDataParallel) and not now
+    return model.no_sync() if waits else nullcontext()
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Let the layers that may compute in bfloat16, if that is asked for."""
+    lowered = precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=lowered)
+
+
+def through(
+    x: Float[Tensor, "*dims"], dtype: torch.dtype, scale: float = 1.0
+) -> Float[Tensor, "*dims"]:
+    """Return x after a trip through a narrow dtype, scaled for the way.
+
+    Implements eq-loss-scaling (book/foundations/training.md).
+    """
+    return (x * scale).to(dtype).to(x.dtype) / scale
+
+
+class MovingAverage:
+    """An average of the weights that a model has had, recent ones first.
+
+    At first the plain mean of all of them, later the exponential moving
+    average: step k has weight max(1 - decay, 1 / k) when it arrives.
+
+    Args:
+        model: the model; its current weights do not count.
+        decay: d in [0, 1); it remembers about 1 / (1 - d) steps.
+
+    Attributes:
+        model: a copy of the model that holds the average, in eval mode.
+        steps: how many weights have been averaged.
+
+    Raises:
+        ValueError: if the decay lies outside [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights of the model; its buffers are copied.
+
+        Implements eq-moving-average (book/foundations/training.md).
+        """
+        self.steps += 1
+        weight = max(1 - self.decay, 1 / self.steps)
+        own, new = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(own, new, weight)
+        for mine, theirs in zip(
+            self.model.buffers(), model.buffers(), strict=True
+        ):
+            mine.copy_(theirs)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run does, apart from its model, loss, data and optimiser.
+
+    Args:
+        steps: number of steps of the whole run.
+        batch_size: examples of a step, over all processes.
+        micro_batches: parts into which a process cuts its share of a batch.
+        max_norm: longer gradients are scaled down to this; None: never.
+        ema_decay: decay of the average of the weights; None: no average.
+        precision: "float32", or "bfloat16" for the layers that can.
+        seed: of the order of the examples and of all that is drawn.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    steps: int
+    batch_size: int = 64
+    micro_batches: int = 1
+    max_norm: float | None = 1.0
+    ema_decay: float | None = None
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"max_norm must be > 0, got {self.max_norm}")
+        if self.precision == "float16":
+            raise ValueError(
+                "precision float16 needs loss scaling, which this loop does "
+                "not do; use bfloat16"
+            )
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(
+                "precision must be float32 or bfloat16, "
+                f"got {self.precision!r}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+
+# The factor of the learning rates in step 0, 1, 2, ...
+Schedule = Callable[[int], float]
+
+
+def constant(step: int) -> float:
+    """Return 1: a learning rate that does not change."""
+    return 1.0
+
+
+def warmup_cosine(steps: int, warmup: int, final: float = 0.0) -> Schedule:
+    """Return a schedule: up in a line to 1, down along a cosine to `final`.
+
+    Raises:
+        ValueError: if the warm-up is not shorter than the run.
+
+    Implements eq-warmup-cosine (book/foundations/training.md).
+    """
+    if not 0 <= warmup < steps:
+        raise ValueError(
+            f"warmup must lie in 0..{steps - 1} for {steps} steps, "
+            f"got {warmup}"
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / (steps - warmup))
+        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+    return factor
+
+
+# One line of the log: what is known of a step.
+Row = dict[str, float | int]
+
+
+def _place() -> tuple[int, int]:
+    """Return the number of this process, and of how many."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class Run:
+    """A training run between two steps.
+
+    Args:
+        model: the model, on the device where it is trained.
+        losses: one loss for each item of a batch, in any unit.
+        data: the examples.
+        optimizer: of all or some parameters of the model.
+        config: what the run does.
+        schedule: the factor of the optimiser's learning rates by step.
+
+    Attributes:
+        step: how many steps are done.
+        average: the moving average of the weights, if there is one.
+        log: a row for each of these steps, or for some.
+
+    Raises:
+        ValueError: if a batch is larger than the data or cannot be cut
+            evenly, or the optimiser has a parameter that the model has not.
+
+    Implements def-run-state (book/foundations/training.md).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: Losses,
+        data: Dataset,
+        optimizer: Optimizer,
+        config: Training,
+        schedule: Schedule = constant,
+    ) -> None:
+        self.model, self.losses, self.data = model, losses, data
+        self.optimizer, self.config = optimizer, config
+        self.schedule = schedule
+        self.rank, self.processes = _place()
+        parts = self.processes * config.micro_batches
+        if config.batch_size % parts:
+            raise ValueError(
+                f"batch_size {config.batch_size} cannot be cut into "
+                f"{self.processes} x {config.micro_batches} equal parts "
+                "(processes x micro_batches)"
+            )
+        batch_indices(len(data), config.batch_size, 0, config.seed)
+        decay = config.ema_decay
+        self.average = None if decay is None else MovingAverage(model, decay)
+        self.step, self.log = 0, list[Row]()
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._named = self._trained()
+        self._parallel = (
+            DistributedDataParallel(model) if self.processes > 1 else model
+        )
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name, as the optimiser has them."""
+        trained = {
+            parameter: name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        held = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        lacking = [trained[p] for p in trained.keys() - set(held)]
+        if lacking or len(held) > len(trained):
+            raise ValueError(
+                "the optimizer must hold what the model trains: it lacks "
+                f"{sorted(lacking)} and has {len(held)} parameters for "
+                f"{len(trained)}"
+            )
+        return {trained[parameter]: parameter for parameter in held}
+
+    def gradient(self, stop: bool = False) -> tuple[Row, bool]:
+        """Set the gradient of the mean loss of the next step, clipped.
+
+        Args:
+            stop: whether this process was asked to stop.
+
+        Returns:
+            The mean loss, the norm of its gradient before clipping and the
+            number of items; and whether any process was asked to stop.
+
+        Implements eq-shared-gradient, eq-clip, prop-weighted-parts
+        (book/foundations/training.md).
+        """
+        self.optimizer.zero_grad()
+        total, items = accumulate(
+            self._parallel, self.losses, self.parts(), self.config.precision
+        )
+        sums = torch.tensor([0.0, items, stop], device=total.device)
+        sums[0] = total
+        if self.processes > 1:
+            dist.all_reduce(sums)
+        gradients = [
+            parameter.grad
+            for parameter in self._named.values()
+            if parameter.grad is not None
+        ]
+        n = sums[1].to(gradients[0].dtype)
+        torch._foreach_mul_(gradients, self.processes / n)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.config.max_norm is not None:
+            nn.utils.clip_grads_with_norm_(
+                self._named.values(), self.config.max_norm, norm
+            )
+        told = torch.stack(
+            [sums[0] / sums[1], norm.to(sums.dtype), *sums[1:]]
+        )
+        loss, length, n_items, stops = told.tolist()  # the only wait
+        return {"loss": loss, "norm": length, "items": n_items}, stops > 0
+
+    def parts(self) -> list[Part]:
+        """Return what this process works on in the next step."""
+        config, share = self.config, self.config.micro_batches
+        indices = batch_indices(
+            len(self.data), config.batch_size, self.step, config.seed
+        )
+        cut = indices.chunk(self.processes * share)
+        return [
+            (self.data[cut[j]], derived_seed(config.seed, 1, self.step, j))
+            for j in range(self.rank * share, (self.rank + 1) * share)
+        ]
+
+    def update(self, stop: bool = False) -> tuple[Row, bool]:
+        """Make one step; return its row of the log, and whether to stop.
+
+        Raises:
+            TrainingError: if the loss or its gradient is not finite; the
+                weights are then as they were.
+        """
+        told, stopped = self.gradient(stop)
+        if not all(map(math.isfinite, told.values())):
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is {told['loss']} over "
+                f"{told['items']:.0f} items, with a gradient of norm "
+                f"{told['norm']}"
+            )
+        factor = self.schedule(self.step)
+        for group, rate in zip(
+            self.optimizer.param_groups, self._rates, strict=True
+        ):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.model)
+        return {
+            "step": self.step,
+            "lr": self._rates[0] * factor,
+            **told,
+        }, stopped
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The average of the weights as a model; the model if there is none."""
+        return self.model if self.average is None else self.average.model
+
+    def _setup(self, step: int) -> dict[str, Any]:
+        """Return what must not change from one start to the next."""
+        setup = asdict(self.config)
+        del setup["steps"]
+        setup["examples"] = len(self.data)
+        setup["processes"] = self.processes
+        setup["optimizer"] = type(self.optimizer).__name__
+        setup["schedule's factor"] = self.schedule(max(step - 1, 0))
+        for number, (group, rate) in enumerate(
+            zip(self.optimizer.param_groups, self._rates, strict=True)
+        ):
+            settings = {**group, "lr": rate, "params": len(group["params"])}
+            for name, value in settings.items():
+                setup[f"{name} of parameter group {number}"] = value
+        return json.loads(json.dumps(setup))  # as a file gives it back
+
+    def _remembered(self) -> dict[str, Tensor]:
+        """Return the optimiser's state by name of parameter and of entry."""
+        return {
+            f"{name}.{entry}": value
+            for name, parameter in self._named.items()
+            for entry, value in self.optimizer.state.get(
+                parameter, {}
+            ).items()
+            if value is not None
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write the state into a new folder step-<number>, or nothing at all.
+
+        Raises:
+            CheckpointError: if that exists or cannot be written.
+            TrainingError: if a weight is not finite; nothing is written.
+
+        Implements thm-resume (book/foundations/training.md).
+        """
+        tensors = model_tensors(self.model)
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise TrainingError(
+                    f"step {self.step}: {name} has an entry that is not finite"
+                )
+        target = Path(folder) / f"step-{self.step:08d}"
+        with new_folder(target) as partial:
+            setup = {"step": self.step, "setup": self._setup(self.step)}
+            write_checkpoint(partial, tensors, setup)
+            (partial / "optimizer").mkdir()
+            write_checkpoint(partial / "optimizer", self._remembered(), {})
+            if self.average is not None:
+                (partial / "average").mkdir()
+                write_checkpoint(
+                    partial / "average", model_tensors(self.average.model), {}
+                )
+        return target
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over the state that `save` wrote.
+
+        Raises:
+            CheckpointError: if it cannot be read or is another model's.
+            TrainingError: if it is the state of another run.
+        """
+        told = read_config(checkpoint)
+        step, theirs = told.get("step"), told.get("setup")
+        if not isinstance(step, int) or not isinstance(theirs, dict):
+            raise TrainingError(
+                f"{checkpoint} is not the checkpoint of a run"
+            )
+        for name, mine in self._setup(step).items():
+            if theirs.get(name) != mine:
+                raise TrainingError(
+                    f"{checkpoint}: its run has {name} {theirs.get(name)}, "
+                    f"this one has {mine}; go on with the same, or begin in "
+                    "another folder"
+                )
+        if step > self.config.steps:
+            raise TrainingError(
+                f"{checkpoint}: its run has done {step} steps, this one ends "
+                f"at {self.config.steps}"
+            )
+        load_checkpoint(self.model, checkpoint)
+        self._remember(read_tensors(checkpoint / "optimizer"))
+        if self.average is not None:
+            load_checkpoint(self.average.model, checkpoint / "average")
+            self.average.steps = step
+        self.step = step
+
+    def _remember(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the optimiser its state back."""
+        state = {name: dict[str, Tensor]() for name in self._named}
+        for name, value in tensors.items():
+            parameter, _, entry = name.rpartition(".")
+            state[parameter][entry] = value
+        self.optimizer.load_state_dict(
+            {
+                "state": dict(enumerate(state.values())),
+                "param_groups": self.optimizer.state_dict()["param_groups"],
+            }
+        )
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """Return the checkpoints in the folder of a run, oldest first."""
+    found = Path(folder).glob("step-" + "[0-9]" * 8)
+    return sorted(path for path in found if path.is_dir())
+
+
+def _line(row: Row) -> str:
+    """Return a row as a line of the log, in ASCII."""
+    return json.dumps(row) + "\n"
+
+
+def _rows(lines: Iterable[str]) -> list[Row]:
+    """Return the rows of a log, without a last one that was cut in half."""
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_log(folder: str | Path) -> list[Row]:
+    """Return the log of a run: a row for each logged step, in order.
+
+    Raises:
+        FileNotFoundError: if the folder has no log.
+    """
+    with Path(folder, "log.jsonl").open() as file:
+        return _rows(file)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest ones."""
+    for path in checkpoints(folder)[:-keep]:
+        path.rename(path.with_name(f".{path.name}.old"))
+    for path in folder.glob(".step-*.old"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class _Journal:
+    """What a run leaves on the disk; nothing if it has no folder."""
+
+    def __init__(
+        self, run: Run, folder: str | Path | None, keep: int
+    ) -> None:
+        self.run, self.keep = run, keep
+        self.folder = None if folder is None else Path(folder)
+        self.file: IO[str] | None = None
+        if self.folder is None:
+            return
+        for newest in checkpoints(self.folder)[-1:]:
+            run.restore(newest)
+        if run.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = (self.folder / "log.jsonl").open("a+", buffering=1)
+            run.log = self._cut(self.file, run.step)
+
+    @staticmethod
+    def _cut(file: IO[str], step: int) -> list[Row]:
+        """Cut a log back to its rows up to a step, and return these."""
+        file.seek(0)
+        rows = [row for row in _rows(file) if row["step"] <= step]
+        file.truncate(sum(len(_line(row)) for row in rows))
+        return rows
+
+    def add(self, row: Row) -> None:
+        """Append a row to the log."""
+        self.run.log.append(row)
+        if self.file is not None:
+            self.file.write(_line(row))
+
+    def save(self) -> None:
+        """Save the state, unless it is there; first what the log has."""
+        if self.folder is None or self.file is None:
+            return
+        os.fsync(self.file.fileno())
+        self.run.save(self.folder)
+        _prune(self.folder, self.keep)
+
+    def close(self) -> None:
+        """Close the log."""
+        if self.file is not None:
+            self.file.close()
+
+    def kept(self) -> str:
+        """Say what is on the disk."""
+        found = [] if self.folder is None else checkpoints(self.folder)
+        return f"kept: {found[-1]}" if found else "no checkpoint was written"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGINT or SIGTERM has come.
+
+    The second of them acts as if this were not here. Outside of the main
+    thread, where Python lets nobody handle signals, nothing is changed.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    previous = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield lambda: bool(came)
+    finally:
+        restore()
+
+
+def train(
+    model: nn.Module,
+    losses: Losses,
+    data: Dataset,
+    optimizer: Optimizer,
+    config: Training,
+    *,
+    schedule: Schedule = constant,
+    folder: str | Path | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    evaluate: Callable[[Run], Row] | None = None,
+    evaluate_every: int | None = None,
+    log_every: int = 1,
+) -> Run:
+    """Train a model; go on where the folder says that a run was stopped.
+
+    On SIGINT or SIGTERM the run ends after the step, with a checkpoint. Under
+    torchrun (`process_group`) the processes share each batch; the first one
+    writes. Random generators of the caller are left as they are.
+
+    Args:
+        model: trained in place, on the device where it is; in training mode
+            afterwards.
+        losses: (model, batch, generator) -> one loss for each item.
+        data: `len(data)`, and `data[indices]` for the tensors of a batch.
+        optimizer: holds exactly the parameters that need a gradient.
+        config: number of steps, batch size, and so on.
+        schedule: step -> factor of the learning rates.
+        folder: for checkpoints and log.jsonl; None: nothing is written.
+        save_every: steps between checkpoints; the last step has one anyway.
+        keep: how many checkpoints stay.
+        evaluate: run -> numbers for the log, in evaluation mode and without
+            gradients; called by every process.
+        evaluate_every: steps between evaluations; the last step has one.
+        log_every: steps between rows of the log; evaluations have one anyway.
+
+    Returns:
+        The run after its last step, with `averaged` and `log`.
+
+    Raises:
+        ValueError: if an argument is out of range, or the batch is larger
+            than the data.
+        TrainingError: if the loss is not finite, or the folder has another
+            run's checkpoint; the last checkpoint stays.
+        CheckpointError: if a checkpoint cannot be read or written.
+        KeyboardInterrupt: after SIGINT or SIGTERM, when all is saved.
+    """
+    for name, value in (
+        ("keep", keep),
+        ("save_every", save_every),
+        ("evaluate_every", evaluate_every),
+        ("log_every", log_every),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    run = Run(model, losses, data, optimizer, config, schedule)
+    device = next(model.parameters()).device
+    with (
+        closing(_Journal(run, folder, keep)) as journal,
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        interruptible() as stop,
+        tqdm(
+            total=config.steps,
+            initial=run.step,
+            unit="step",
+            disable=True if run.rank else None,  # None: on a terminal only
+        ) as bar,
+    ):
+        model.train()
+        stopped = False
+        while run.step < config.steps and not stopped:
+            began = time.perf_counter()
+            try:
+                row, stopped = run.update(stop())
+            except TrainingError as error:
+                raise TrainingError(f"{error}; {journal.kept()}") from None
+            row["seconds"] = time.perf_counter() - began
+            bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+            bar.update()
+            last = run.step == config.steps
+            judge = (
+                evaluate if last or _due(run.step, evaluate_every) else None
+            )
+            if judge is not None:
+                row |= _evaluated(run, judge)
+            if judge or last or stopped or _due(run.step, log_every):
+                journal.add(row)
+            if last or stopped or _due(run.step, save_every):
+                journal.save()
+    if run.step < config.steps:
+        raise KeyboardInterrupt(
+            f"stopped after step {run.step}; {journal.kept()}"
+        )
+    return run
+
+
+def _due(step: int, every: int | None) -> bool:
+    """Return whether something is due that happens every so many steps."""
+    return every is not None and step % every == 0
+
+
+def _evaluated(run: Run, evaluate: Callable[[Run], Row]) -> Row:
+    """Return what an evaluation finds, made in evaluation mode."""
+    run.model.eval()
+    with torch.no_grad():
+        found = evaluate(run)
+    run.model.train()
+    return found
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Yield the device of this process; under torchrun, join the others.
+
+    It is a GPU if there is one, the process's own under torchrun (which
+    talks through NCCL then, and through gloo on the CPU).
+    """
+    cuda = torch.cuda.is_available()
+    if "WORLD_SIZE" not in os.environ:
+        yield torch.device("cuda" if cuda else "cpu")
+        return
+    number = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", number) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
