@@ -137,8 +137,15 @@ def learn(
 
     Args:
         build: makes the classifier; its first weights follow from the seed.
+        train_set: the labelled images.
+        steps: number of steps.
+        seed: of the first weights, the order and the dropout.
+        folder: for checkpoints and log, as in `train`.
+        save_every: steps between checkpoints.
+        micro_batches: parts of a process's share of the 64.
+        device: where to train.
 
-    The other arguments, and the errors, are those of `train`.
+    Errors are those of `train`.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -156,7 +163,7 @@ def learn(
     )
 
 
-@recipe(steps=300, seed=0)
+@recipe(steps=400, seed=0)
 def digits_judge(
     folder: Path, *, steps: int, seed: int
 ) -> tuple[nn.Module, list[Row]]:
@@ -190,7 +197,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", choices=("digits", "shapes"), default="digits"
     )
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--micro-batches", type=int, default=1)

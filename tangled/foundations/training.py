@@ -4,6 +4,7 @@ Tangled from book/foundations/training.md.
 """
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -24,7 +25,6 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int64
@@ -67,12 +67,12 @@ __all__ = [
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return one seed for several whole numbers, none of them negative.
+    """Return one seed for several whole numbers, below 2**64.
 
     Other numbers, or the same ones in another order, give an unrelated seed.
     """
-    sequence = np.random.SeedSequence(numbers)
-    return int(sequence.generate_state(1, np.uint64)[0])
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 @lru_cache(maxsize=2)
@@ -183,7 +183,8 @@ def through(
 ) -> Float[Tensor, "*dims"]:
     """Return x after a trip through a narrow dtype, scaled for the way.
 
-    Implements eq-loss-scaling (book/foundations/training.md).
+    Implements eq-loss-scaling, prop-loss-scaling
+    (book/foundations/training.md).
     """
     return (x * scale).to(dtype).to(x.dtype) / scale
 
@@ -216,7 +217,8 @@ class MovingAverage:
     def update(self, model: nn.Module) -> None:
         """Take in the weights of the model; its buffers are copied.
 
-        Implements eq-moving-average (book/foundations/training.md).
+        Implements eq-moving-average, prop-moving-average
+        (book/foundations/training.md).
         """
         self.steps += 1
         weight = max(1 - self.decay, 1 / self.steps)
@@ -418,13 +420,11 @@ class Run:
             for parameter in self._named.values()
             if parameter.grad is not None
         ]
-        n = sums[1].to(gradients[0].dtype)
-        torch._foreach_mul_(gradients, self.processes / n)
-        norm = nn.utils.get_total_norm(gradients)
+        scale = self.processes / sums[1].to(gradients[0].dtype)
+        norm = scale * nn.utils.get_total_norm(gradients)
         if self.config.max_norm is not None:
-            nn.utils.clip_grads_with_norm_(
-                self._named.values(), self.config.max_norm, norm
-            )
+            scale = scale * (self.config.max_norm / norm).clamp(max=1)
+        torch._foreach_mul_(gradients, scale)
         told = torch.stack(
             [sums[0] / sums[1], norm.to(sums.dtype), *sums[1:]]
         )
@@ -767,7 +767,7 @@ def train(
             except TrainingError as error:
                 raise TrainingError(f"{error}; {journal.kept()}") from None
             row["seconds"] = time.perf_counter() - began
-            bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+            bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
             bar.update()
             last = run.step == config.steps
             judge = (
