@@ -242,6 +242,7 @@ def test_prose_changes_no_key(toys):
         ("toy/models.py", "Two recipes.", "A pair of recipes."),
         ("toy/parts.py", "Return a layer.", "Return one layer."),
         ("toy/parts.py", "import os\n", "import os  # for the trace\n\n"),
+        ("toy/parts.py", '    """Return one layer."""\n', ""),
         ("toy/other.py", "UNUSED = 1", "UNUSED = 2"),  # nobody imports it
     ]:
         toys.edit(name, old, new)
@@ -353,6 +354,13 @@ def test_a_recipe_without_a_seed_does_not_depend_on_the_caller(toys):
         assert not errors
         found.append(read_tensors(out.strip())["weight"])
     assert found[0].equal(found[1])
+
+
+@pytest.mark.gpu
+def test_the_random_numbers_of_an_accelerator_are_left_alone(toys):
+    code = SEEDS.replace("get_rng_state", "cuda.get_rng_state")
+    process = toys.start("-c", code.format(seed=1))
+    assert not process.communicate(timeout=60)[1]
 
 
 def test_where_artefacts_are(monkeypatch: pytest.MonkeyPatch):
