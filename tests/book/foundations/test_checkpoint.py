@@ -552,10 +552,14 @@ def test_four_ask_and_one_trains():
     assert trainings() == 1
 
 
-def test_the_key_changes_with_code_and_configuration_only():
+def test_the_key_changes_with_what_made_the_weights_only():
     with toys() as package:
         before = key(judge())
         assert key(judge(width=4)) != before
+        with mock.patch.object(Recipe, "name", "jury"):
+            assert key(judge()) != before
+        with mock.patch.object(torch, "__version__", "0.1"):
+            assert key(judge()) != before
         parts = package / "parts.py"
         parts.write_text(
             PARTS_OF_IT.replace("a layer", "one layer") + "# ?\n"
