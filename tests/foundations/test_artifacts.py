@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tangled.foundations.artifacts import artifacts_folder, command
+from tangled.foundations.artifacts import (
+    artifact,
+    artifacts_folder,
+    command,
+    sources,
+)
 from tangled.foundations.checkpoint import read_config, read_tensors
 
 ROOT = Path(__file__).parents[2]
@@ -249,6 +254,12 @@ def test_prose_changes_no_key(toys):
     status, out, errors = toys.make()
     assert (status, errors) == (0, "")
     assert "stale" not in out
+
+
+def test_how_weights_are_kept_changes_no_key():
+    kept = "tangled.foundations.checkpoint"
+    assert sources(kept).keys() == {kept}
+    assert sources(artifact.__module__) == {}
 
 
 def test_prune_removes_what_is_stale_and_no_more(toys):
