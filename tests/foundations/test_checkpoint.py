@@ -890,6 +890,7 @@ def test_unequal_numbers_of_signs_are_caught_by_the_match(target):
         ([3, 4, 5], [[5, 4, 3]], True, False),
         ([3], [[3]], True, False),
         ([], [], False, False),
+        ([0], [], False, False),
     ],
 )
 def test_which_shapes_fit(shape, parts, transposed, fits):
