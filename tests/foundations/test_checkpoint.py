@@ -986,10 +986,12 @@ def test_an_odd_model_comes_back(tmp_path):
     model.norm(torch.randn(8, 3))
     save_checkpoint(tmp_path / "a", model_tensors(model), {})
     objects = {id(tensor) for tensor in model_tensors(other).values()}
+    places = [tensor.data_ptr() for tensor in model_tensors(other).values()]
     other.mask.fill_(9)
     load_checkpoint(other, tmp_path / "a")
     assert same(model_tensors(other), model_tensors(model))
     assert {id(tensor) for tensor in model_tensors(other).values()} == objects
+    assert places == [t.data_ptr() for t in model_tensors(other).values()]
     assert other.head.weight is other.wte.weight
     assert not other.scale.requires_grad
     assert other.mask[0, 0] == 9  # no part of a checkpoint
