@@ -120,9 +120,9 @@ def sources(module: str) -> dict[str, str]:
         package = name if inside else name.rpartition(".")[0]
         top = module.partition(".")[0]
         waiting |= {
-            name
-            for name in _imported(tree, package)
-            if name.partition(".")[0] == top
+            other
+            for other in _imported(tree, package)
+            if other.partition(".")[0] == top
         }
         found[name] = _code(tree)
     return found
@@ -133,7 +133,7 @@ def _code(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         told = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         if told and ast.get_docstring(node) is not None:
-            node.body[0] = ast.Pass()
+            node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
 
@@ -195,6 +195,7 @@ def artifact(recipe: Recipe) -> Path:
 
     Raises:
         ArtifactError: if the recipe fails, or the package has none like it.
+        CheckpointError: if what it trained cannot be saved.
 
     Implements alg-made-once (book/foundations/checkpoint.md).
     """
@@ -219,7 +220,7 @@ def _make(recipe: Recipe, folder: Path) -> None:
     scratch = folder.with_name(f"{folder.name}.scratch")
     scratch.mkdir(exist_ok=True)
     began = time.monotonic()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
         try:
             model, log = recipe.make(scratch, **recipe.config)
@@ -266,7 +267,7 @@ def make_all(package: str = "tangled") -> list[Row]:
     Progress goes to standard error.
 
     Raises:
-        ArtifactError: if a recipe fails.
+        ArtifactError: if a recipe fails, or two have one name.
     """
     rows = []
     for name, wanted in sorted(recipes(package).items()):

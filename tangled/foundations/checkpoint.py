@@ -154,13 +154,14 @@ def _read_entry(path: Path, name: str, info: Any, base: int) -> Entry:
     try:
         dtype, shape = DTYPES[info["dtype"]], torch.Size(info["shape"])
         start, stop = map(operator.index, info["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+        torch.empty(shape, dtype=dtype, device="meta")  # can it exist?
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: the entry {info} of '{name}' is broken, or of a dtype "
             "unknown here"
         ) from error
     entry = Entry(path, dtype, shape, base + start)
-    if min(shape, default=0) < 0 or stop - start != entry.nbytes:
+    if stop - start != entry.nbytes:
         raise CheckpointError(
             f"{path}: shape and offsets of '{name}' contradict each other"
         )
@@ -173,6 +174,8 @@ def read_header(path: str | Path) -> dict[str, Entry]:
     Raises:
         CheckpointError: if the file is missing, truncated, or not well-formed
             as the chapter defines it. A pickle is refused.
+
+    Source: the description of the safetensors format.
 
     Implements def-tensor-file (book/foundations/checkpoint.md).
     """
@@ -230,9 +233,10 @@ def write_file(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         FileExistsError: if the file exists.
         OSError: if the disk is full, or does not let you write.
+        ValueError: if a dtype is none of `DTYPES`.
     """
     # Wide dtypes first: so each tensor begins at a multiple of its width.
-    ranks = list(DTYPES.values())
+    ranks = list(NAMES)
     order = sorted(tensors, key=lambda n: (ranks.index(tensors[n].dtype), n))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     stop = 0
@@ -254,9 +258,11 @@ def write_file(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _check_writable(tensors: Mapping[str, Tensor]) -> None:
-    """Raise if a tensor has no values, an odd dtype, or another's memory."""
+    """Raise if the files cannot hold a name or a tensor, or not just once."""
     seen: dict[object, str] = {}
     for name, tensor in tensors.items():
+        if name == "__metadata__":
+            raise CheckpointError(f"the name '{name}' is the format's own")
         if tensor.is_meta:
             raise CheckpointError(f"'{name}' is on meta and has no values")
         if tensor.dtype not in NAMES:
@@ -397,18 +403,19 @@ def read_entries(folder: str | Path) -> dict[str, Entry]:
             well-formed, or a pickle, or if the index and the files disagree.
     """
     folder = Path(folder)
-    for stem in STEMS if folder.is_dir() else ():
-        single = folder / f"{stem}.safetensors"
-        index = folder / f"{stem}.safetensors.index.json"
-        if single.exists() and index.exists():
-            raise CheckpointError(
-                f"{folder} holds {single.name} and an index"
-            )
-        if index.exists():
-            return _read_index(index)
-        if single.exists():
-            return read_header(single)
-    raise _refuse(folder)
+    with _explained(f"read {folder}"):
+        for stem in STEMS:
+            single = folder / f"{stem}.safetensors"
+            index = folder / f"{stem}.safetensors.index.json"
+            if single.exists() and index.exists():
+                raise CheckpointError(
+                    f"{folder} holds {single.name} and an index"
+                )
+            if index.exists():
+                return _read_index(index)
+            if single.exists():
+                return read_header(single)
+        raise _refuse(folder)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -421,7 +428,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_shapes(folder: str | Path) -> dict[str, torch.Size]:
-    """Return the shapes in a checkpoint by name; only headers are read."""
+    """Return the shapes in a checkpoint by name; only headers are read.
+
+    Raises:
+        CheckpointError: as `read_entries`.
+    """
     entries = read_entries(folder)
     return {name: entry.shape for name, entry in entries.items()}
 
@@ -448,19 +459,24 @@ def _flush(path: str | Path) -> None:
 
 
 def _flush_tree(folder: Path) -> None:
-    """Flush all files below a folder, and the folders, innermost first."""
-    for where, _, files in os.walk(folder, topdown=False):
+    """Flush all files below a folder, the folders, and itself."""
+    for where, _, files in os.walk(folder):
         for name in (*files, ""):
             _flush(os.path.join(where, name))
 
 
 def _lock(folder: Path) -> int | None:
-    """Return a handle that locks a folder while its process lives, if free."""
+    """Return a handle that locks a folder while its process lives.
+
+    If another has the lock, a BlockingIOError; None where there are no locks.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return handle
 
@@ -470,7 +486,7 @@ def _remove_leftovers(target: Path) -> None:
     for partial in target.parent.glob(
         f".{glob.escape(target.name)}.*.partial"
     ):
-        with suppress(OSError):
+        with suppress(OSError):  # locked, or gone already
             handle = _lock(partial)
             if handle is not None:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -589,16 +605,6 @@ def _fits(patterns: tuple[str, ...], name: str) -> bool:
     return any(_numbers(pattern, name) is not None for pattern in patterns)
 
 
-def _joined(parts: list[torch.Size]) -> tuple[int, ...] | None:
-    """Return the shape of tensors laid end to end along their first axis."""
-    if len(parts) == 1:
-        return parts[0]
-    tails = {part[1:] if part else None for part in parts}
-    if len(tails) != 1 or None in tails:
-        return None
-    return (sum(part[0] for part in parts), *parts[0][1:])
-
-
 @dataclass(frozen=True)
 class Route:
     """Where a tensor of a checkpoint goes: transposed or not, whole or cut."""
@@ -612,8 +618,17 @@ class Route:
         """Tell whether a tensor of this shape fills its targets exactly."""
         parts = [wanted[target] for target in self.targets]
         if self.transposed:
-            return len(shape) == 2 and _joined(parts) == shape[::-1]
-        return _joined(parts) == shape
+            if len(shape) != 2:
+                return False
+            shape = shape[::-1]
+        if len(parts) == 1:
+            return parts[0] == shape
+        # Laid end to end: the first axes add up, the others agree.
+        return (
+            parts != []
+            and all(part and part[1:] == shape[1:] for part in parts)
+            and (sum(part[0] for part in parts),) == shape[:1]
+        )
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
@@ -660,7 +675,7 @@ def match_keys(
         first = _first_names(model)
         wanted = {n: t.shape for n, t in model_tensors(model).items()}
     else:
-        first, wanted = dict(zip(model, model, strict=True)), dict(model)
+        first, wanted = {}, dict(model)
     routes = {
         name: Route(
             tuple(first.get(t, t) for t in keys.targets(name)),

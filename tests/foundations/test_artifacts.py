@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tangled.foundations.artifacts import artifacts_folder, command
+from tangled.foundations.artifacts import (
+    artifact,
+    artifacts_folder,
+    command,
+    sources,
+)
 from tangled.foundations.checkpoint import read_config, read_tensors
 
 ROOT = Path(__file__).parents[2]
@@ -242,12 +247,19 @@ def test_prose_changes_no_key(toys):
         ("toy/models.py", "Two recipes.", "A pair of recipes."),
         ("toy/parts.py", "Return a layer.", "Return one layer."),
         ("toy/parts.py", "import os\n", "import os  # for the trace\n\n"),
+        ("toy/parts.py", '    """Return one layer."""\n', ""),
         ("toy/other.py", "UNUSED = 1", "UNUSED = 2"),  # nobody imports it
     ]:
         toys.edit(name, old, new)
     status, out, errors = toys.make()
     assert (status, errors) == (0, "")
     assert "stale" not in out
+
+
+def test_how_weights_are_kept_changes_no_key():
+    kept = "tangled.foundations.checkpoint"
+    assert sources(kept).keys() == {kept}
+    assert sources(artifact.__module__) == {}
 
 
 def test_prune_removes_what_is_stale_and_no_more(toys):
@@ -353,6 +365,13 @@ def test_a_recipe_without_a_seed_does_not_depend_on_the_caller(toys):
         assert not errors
         found.append(read_tensors(out.strip())["weight"])
     assert found[0].equal(found[1])
+
+
+@pytest.mark.gpu
+def test_the_random_numbers_of_an_accelerator_are_left_alone(toys):
+    code = SEEDS.replace("get_rng_state", "cuda.get_rng_state")
+    process = toys.start("-c", code.format(seed=1))
+    assert not process.communicate(timeout=60)[1]
 
 
 def test_where_artefacts_are(monkeypatch: pytest.MonkeyPatch):

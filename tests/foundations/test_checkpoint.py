@@ -374,11 +374,13 @@ def packed(header: str | bytes, data: bytes = b"", length: int | None = None):
         (packed('{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4.0]}}'), "is broken"),
         (packed('{"a":{"dtype":"F32","shape":[],"data_offsets":[0]}}'), "is broken"),
         (packed('{"a":{"dtype":"C64","shape":[],"data_offsets":[0,8]}}'), "unknown here"),
-        (packed('{"a":{"dtype":"F32","shape":[-1],"data_offsets":[4,0]}}'), "contradict"),
+        (packed('{"a":{"dtype":"F32","shape":[-1],"data_offsets":[4,0]}}'), "is broken"),
         (
             packed('{"a":{"dtype":"F32","shape":[-1,-1],"data_offsets":[0,4]}}', bytes(4)),
-            "contradict",
+            "is broken",
         ),
+        (packed(f'{{"a":{{"dtype":"U8","shape":[{2**64},0],"data_offsets":[0,0]}}}}'), "is broken"),
+        (packed(f'{{"a":{{"dtype":"U8","shape":[{2**62},9,0],"data_offsets":[0,0]}}}}'), "broken"),
         (packed('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', bytes(4)), "contradict"),
         (packed('{"a":{"dtype":"U8","shape":[1],"data_offsets":[-1,0]}}'), "where byte"),
         (packed('{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', bytes(2)), "where byte"),
@@ -417,6 +419,7 @@ def test_a_changed_byte_raises_nothing_else(tmp_path_factory, place, byte):
     [
         ({"a": torch.empty(2, device="meta")}, "'a' is on meta and has no values"),
         ({"a": torch.ones(2, dtype=torch.complex64)}, "'a' is torch.complex64, which"),
+        ({"__metadata__": torch.ones(2)}, "'__metadata__' is the format's own"),
     ],
 )  # fmt: skip
 def test_tensors_that_cannot_be_written(tmp_path, tensors, reason):
@@ -523,6 +526,13 @@ def test_a_part_is_not_written_twice(tmp_path):
     assert same(read_tensors(tmp_path), example())
 
 
+def test_a_file_is_not_written_twice(tmp_path):
+    write_file(tmp_path / "a", example())
+    with pytest.raises(FileExistsError):
+        write_file(tmp_path / "a", {})
+    assert len(read_header(tmp_path / "a")) == 2
+
+
 def test_missing_parent(tmp_path):
     target = tmp_path / "none" / "a"
     assert refused(lambda: save_checkpoint(target, example(), {})) == (
@@ -569,6 +579,21 @@ def test_unreadable_file(tmp_path_factory, as_nobody):
         assert refused(lambda: read_tensors(home / "a")) == (
             f"cannot read {file}: Permission denied"
         )
+
+
+def test_unreadable_folder(tmp_path_factory, as_nobody):
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        home = Path(name)
+        save_checkpoint(home / "a", example(), {})
+        (home / "a").chmod(0)
+        try:
+            assert refused(lambda: read_tensors(home / "a")) == (
+                f"cannot read {home}/a: Permission denied"
+            )
+        finally:
+            (home / "a").chmod(0o700)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "mkdir"])
@@ -713,6 +738,36 @@ def test_a_live_writer_is_not_taken_for_a_dead_one(tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["mine"]
 
 
+def test_a_writer_whose_folder_another_is_removing_gives_up(
+    tmp_path, monkeypatch
+):
+    """Between the making of a folder and its lock, another may take it for a dead one's."""
+    mkdir, held = Path.mkdir, []
+
+    def made_and_taken(path: Path, *arguments: object, **options: object):
+        mkdir(path, *arguments, **options)
+        held.append(checkpoint._lock(path))
+
+    monkeypatch.setattr(Path, "mkdir", made_and_taken)
+    sentence = refused(lambda: save_checkpoint(tmp_path / "a", example(), {}))
+    monkeypatch.undo()
+    assert sentence.startswith(f"cannot write {tmp_path}/a: ")
+    assert not (tmp_path / "a").exists()
+    os.close(held[0])
+    save_checkpoint(tmp_path / "a", example(), {})
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_where_there_are_no_locks_nothing_is_removed(tmp_path, monkeypatch):
+    def flock(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+    (tmp_path / ".a.0123abcd.partial").mkdir()
+    save_checkpoint(tmp_path / "a", example(), {})
+    assert sorted(os.listdir(tmp_path)) == [".a.0123abcd.partial", "a"]
+
+
 def test_leftovers_of_other_names_stay(tmp_path):
     for name in (".a.0123abcd.partial", ".ab.0123abcd.partial", ".a.partial"):
         (tmp_path / name).mkdir()
@@ -835,6 +890,7 @@ def test_unequal_numbers_of_signs_are_caught_by_the_match(target):
         ([3, 4, 5], [[5, 4, 3]], True, False),
         ([3], [[3]], True, False),
         ([], [], False, False),
+        ([0], [], False, False),
     ],
 )
 def test_which_shapes_fit(shape, parts, transposed, fits):
@@ -930,10 +986,12 @@ def test_an_odd_model_comes_back(tmp_path):
     model.norm(torch.randn(8, 3))
     save_checkpoint(tmp_path / "a", model_tensors(model), {})
     objects = {id(tensor) for tensor in model_tensors(other).values()}
+    places = [tensor.data_ptr() for tensor in model_tensors(other).values()]
     other.mask.fill_(9)
     load_checkpoint(other, tmp_path / "a")
     assert same(model_tensors(other), model_tensors(model))
     assert {id(tensor) for tensor in model_tensors(other).values()} == objects
+    assert places == [t.data_ptr() for t in model_tensors(other).values()]
     assert other.head.weight is other.wte.weight
     assert not other.scale.requires_grad
     assert other.mask[0, 0] == 9  # no part of a checkpoint
@@ -997,6 +1055,16 @@ def test_dtypes(tmp_path, held, wanted, cast, fine):
             "cast=True converts floating dtypes"
         )
         assert not model.a.any()
+
+
+def test_a_model_on_meta_keeps_its_dtypes(tmp_path):
+    with torch.device("meta"):
+        model = nn.Linear(3, 2)
+    halves = {n: t.half() for n, t in model_tensors(nn.Linear(3, 2)).items()}
+    save_checkpoint(tmp_path / "a", halves, {})
+    load_checkpoint(model, tmp_path / "a", cast=True)
+    assert model.weight.dtype == model.bias.dtype == torch.float32
+    assert torch.equal(model.weight, halves["weight"].float())
 
 
 def test_parts_of_a_cut_do_not_share_memory(tmp_path):

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
@@ -208,12 +209,15 @@ def reader_finds(home: Path, old: Mapping, new: Mapping) -> str:
         return "old lost"
     if not (home / "new").exists():
         return "absent"
+    parts = [path for path in (home / "new").iterdir() if path.is_dir()]
     try:
-        found = read_tensors(home / "new")
-        read_config(home / "new")
+        for folder in (home / "new", *parts):
+            read_config(folder)
+            if not same(read_tensors(folder), new):
+                return "broken"
     except CheckpointError:
         return "broken"
-    return "complete" if same(found, new) else "broken"
+    return "complete"
 
 
 def at_every_line(action: Callable[[], None], look: Callable[[], None]):
@@ -231,6 +235,7 @@ def at_every_line(action: Callable[[], None], look: Callable[[], None]):
         sys.settrace(before)
 
 
+@cache  # the figure below asks again
 def instants(save: Callable) -> list[tuple[str, set[str]]]:
     """Return what is found at each instant: after a kill, a power cut."""
     old, new = (
@@ -261,12 +266,20 @@ def instants(save: Callable) -> list[tuple[str, set[str]]]:
     return seen
 
 
+def in_parts(folder: Path, tensors: Mapping, config: Mapping) -> None:
+    """Save a checkpoint that has another one inside."""
+    with new_folder(folder) as partial:
+        write_checkpoint(partial, tensors, config)
+        write_checkpoint(partial / "average", tensors, config)
+
+
 def test_every_instant_is_safe():
-    seen = instants(save_checkpoint)
-    assert {kill for kill, _ in seen} == {"absent", "complete"}
-    assert set().union(*(cuts for _, cuts in seen)) == {"absent", "complete"}
-    assert seen[0] == ("absent", {"absent"})
-    assert seen[-1] == ("complete", {"complete"})
+    for save in (save_checkpoint, in_parts):
+        seen = instants(save)
+        cuts = set().union(*(cuts for _, cuts in seen))
+        assert {kill for kill, _ in seen} == {"absent", "complete"} == cuts
+        assert seen[0] == ("absent", {"absent"})
+        assert seen[-1] == ("complete", {"complete"})
 
 
 def test_nothing_is_left_behind():
@@ -282,6 +295,7 @@ def in_place(folder: Path, tensors: Mapping, config: Mapping) -> None:
     write_checkpoint(folder, tensors, config)  # WRONG: no other name first
 
 
+@cache
 def careless(forgotten: str) -> Callable:
     """Return an atomic save that forgets to flush something."""
 
@@ -311,7 +325,7 @@ def test_each_step_of_the_save_is_needed():
 
 
 def blocks(layers: int) -> nn.ModuleDict:
-    """Return a model of many parts: queries, keys and values stand alone."""
+    """Return a model of many parts, in which queries and keys stand alone."""
     return nn.ModuleDict(
         {
             "embed": nn.Embedding(7, 4),
@@ -437,7 +451,7 @@ def test_a_failed_load_changes_nothing():
         steps = itertools.count()
 
         def make(*shape: Any, **kind: Any) -> Tensor:
-            if next(steps) == count:
+            if kind.get("device") != "meta" and next(steps) == count:
                 raise MemoryError
             return empty(*shape, **kind)
 
@@ -473,18 +487,6 @@ def test_tied_weights_and_other_objects_stay_what_they_are():
         assert matrix.requires_grad
         assert not model["b"].bias.requires_grad
         assert torch.equal(matrix, torch.eye(3))
-
-
-def test_a_dtype_is_converted_on_request_only():
-    model = nn.Linear(2, 2)
-    tensors = {n: t.bfloat16() for n, t in model_tensors(model).items()}
-    with TemporaryDirectory() as folder:
-        save_checkpoint(f"{folder}/a", tensors, {})
-        with pytest.raises(CheckpointError, match=r"is torch\.bfloat16 and"):
-            load_checkpoint(model, f"{folder}/a")
-        load_checkpoint(model, f"{folder}/a", cast=True)
-    assert model.weight.dtype == torch.float32
-    assert torch.equal(model.weight.bfloat16(), tensors["weight"])
 
 
 MODULE = '''
@@ -550,10 +552,14 @@ def test_four_ask_and_one_trains():
     assert trainings() == 1
 
 
-def test_the_key_changes_with_code_and_configuration_only():
+def test_the_key_changes_with_what_made_the_weights_only():
     with toys() as package:
         before = key(judge())
         assert key(judge(width=4)) != before
+        with mock.patch.object(Recipe, "name", "jury"):
+            assert key(judge()) != before
+        with mock.patch.object(torch, "__version__", "0.1"):
+            assert key(judge()) != before
         parts = package / "parts.py"
         parts.write_text(
             PARTS_OF_IT.replace("a layer", "one layer") + "# ?\n"
