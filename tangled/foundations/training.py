@@ -429,7 +429,8 @@ class Run:
             [sums[0] / sums[1], norm.to(sums.dtype), *sums[1:]]
         )
         loss, length, n_items, stops = told.tolist()  # the only wait
-        return {"loss": loss, "norm": length, "items": n_items}, stops > 0
+        row: Row = {"loss": loss, "norm": length, "items": int(n_items)}
+        return row, stops > 0
 
     def parts(self) -> list[Part]:
         """Return what this process works on in the next step."""
@@ -454,7 +455,7 @@ class Run:
         if not all(map(math.isfinite, told.values())):
             raise TrainingError(
                 f"step {self.step + 1}: the loss is {told['loss']} over "
-                f"{told['items']:.0f} items, with a gradient of norm "
+                f"{told['items']} items, with a gradient of norm "
                 f"{told['norm']}"
             )
         factor = self.schedule(self.step)
