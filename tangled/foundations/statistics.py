@@ -67,7 +67,7 @@ def wilson_interval(
     """
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(
-            f"correct must lie in 0..n with n at least 1, "
+            "correct must lie in 0..n with n at least 1, "
             f"got {correct} of {n}"
         )
     if not 0 < confidence < 1:

@@ -135,6 +135,8 @@ def test_batches_follow_the_device():
             r"labels must lie in 0..1, but that of item 0 is -1",
         ),
         ({"levels": 7}, r"pixels must lie in 0..7, got 9"),
+        ({"levels": 0}, r"levels must lie in 1..255, got 0"),
+        ({"levels": 256}, r"levels must lie in 1..255, got 256"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change, message):
@@ -587,7 +589,17 @@ BAD_CIFAR = {
     "a record is missing": (
         "data_batch_5.bin",
         records([0] * 3),
-        "hold 4, 4, 4, 4, 3 records, not equally many",
+        "data_batch_5.bin holds 3 records, not 4 like the longest",
+    ),
+    "a record of the test is missing": (
+        "test_batch.bin",
+        records([9, 8, 7]),
+        "test_batch.bin holds 3 records, not 4 like the longest",
+    ),
+    "a record too many": (
+        "data_batch_1.bin",
+        records([0] * 5),
+        "data_batch_2.bin holds 4 records, not 5 like the longest",
     ),
     "label out of range": (
         "data_batch_2.bin",
