@@ -279,6 +279,22 @@ def test_each_shape_is_its_own():
         assert not one[:, 0].any()
 
 
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("diamond", (0.0, 0.8), (0.8, 0.0)),
+        ("triangle", (0.6, 0.4), (0.6, -0.4)),
+        ("star", (0.0, -0.9), (0.0, 0.9)),
+        ("bar", (0.8, 0.0), (0.0, 0.8)),
+        ("crescent", (-0.5, 0.0), (0.5, 0.0)),
+        ("heart", (0.5, -0.5), (0.5, 0.5)),
+    ],
+)
+def test_shapes_stand_upright(name, inside, outside):
+    assert signed_distance(name, *torch.tensor(inside)) < 0
+    assert signed_distance(name, *torch.tensor(outside)) > 0
+
+
 @pytest.mark.verifies("eq-shape-algebra")
 @pytest.mark.parametrize("name", SHAPE_NAMES)
 def test_a_distance_grows_no_faster_than_you_walk(name):

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 
 import pytest
-import sympy
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -231,14 +230,6 @@ def test_the_ends_solve_the_score_test_with_equality():
                 for p in wilson_interval(correct, n, confidence):
                     allowed = z**2 * p * (1 - p) / n
                     assert abs((correct / n - p) ** 2 - allowed) < 1e-14
-
-
-def test_the_discriminant_is_an_identity():
-    share, z, n = sympy.symbols("share z n", positive=True)
-    one = 1 + z**2 / n
-    left = (share + z**2 / (2 * n)) ** 2 - one * share**2
-    right = z**2 * (share * (1 - share) / n + z**2 / (4 * n**2))
-    assert sympy.expand(left - right) == 0
 
 
 def test_wilson_by_hand_and_mirrored():
