@@ -1,5 +1,6 @@
 """Laws of the data sets, and what the readers refuse: each with a real bad file."""
 
+import cmath
 import gzip
 import itertools
 import math
@@ -250,6 +251,49 @@ def test_any_slice_of_the_sequence_is_itself(seed, first, n):
     assert torch.equal(part.pixels, same.pixels)
     assert torch.equal(part.labels, same.labels)
     assert part.captions == same.captions
+
+
+def drawn_slowly(seed, item, size):
+    """Return the bytes of one item, worked out pixel by pixel."""
+    numbers = item_uniforms(seed, torch.tensor([item]), 13 + 3 * size**2)
+    shape, colour, place, *rest = numbers[0].tolist()
+    place = int(9 * place)
+    radius, turn, right, below, *rest = [u - 0.5 for u in rest]
+    tint, paper, grain = rest[:3], rest[3:6], iter(rest[6:])
+    radius, turn = 0.35 + 0.1 * radius, cmath.exp(-0.5j * turn)
+    middle = complex(
+        0.53 * (place % 3 - 1) + 0.1 * right,
+        0.53 * (place // 3 - 1) + 0.1 * below,
+    )
+    line = [(2 * k + 1) / size - 1 for k in range(size)]
+    seen = [
+        (complex(x, y) - middle) * turn / radius for y in line for x in line
+    ]
+    x, y = torch.tensor([[z.real, z.imag] for z in seen]).double().T
+    distance = signed_distance(SHAPE_NAMES[int(10 * shape)], x, y)
+    cover = [
+        min(max(0.5 - radius * size / 2 * d, 0), 1) for d in distance.tolist()
+    ]
+    pure = list(COLOURS.values())[int(8 * colour)]
+    return [
+        255
+        * (
+            c * (pure[k] + 0.1 * tint[k])
+            + (1 - c) * (0.1 + 0.2 * paper[k])
+            + 0.15 * next(grain)
+        )
+        for k in range(3)
+        for c in cover
+    ]
+
+
+@pytest.mark.verifies("def-shapes")
+def test_pictures_are_those_that_are_worked_out_pixel_by_pixel():
+    data = shapes(40, seed=2, size=12)
+    assert len(data.labels.unique()) == 10
+    for item, picture in enumerate(data.pixels):
+        slow = torch.tensor(drawn_slowly(2, item, 12)).clamp(0, 255)
+        assert (picture.flatten() - slow).abs().max() < 0.51  # rounding
 
 
 @pytest.mark.parametrize("size", [8, 20, 64])
