@@ -158,6 +158,8 @@ def test_digits_are_the_same_everywhere():
     assert (len(train), len(validation), len(test)) == (1097, 200, 500)
     assert train.pixels.shape[1:] == (1, 8, 8)
     assert train.levels == 16
+    x0, _ = test[torch.arange(500)]
+    assert (x0.min(), x0.max()) == (-1, 1)
     weights = torch.arange(1, 501)
     assert (test.labels * weights).sum() == 561_453
     assert (validation.labels * weights[:200]).sum() == 87_641
@@ -400,6 +402,16 @@ def test_uniforms_are_the_published_generator():
         expected.append(((x ^ x >> 31) >> 11) / 2**53)
     found = item_uniforms(5, torch.tensor([9]), 4)
     assert found.tolist() == [expected]
+
+
+def test_numbers_are_uniform_and_unrelated():
+    u = item_uniforms(0, torch.arange(20_000), 3)
+    for one in u.T:
+        assert abs(standard_score(one, 1 / 2)) < 5
+        assert abs(standard_score(one**2, 1 / 3)) < 5
+    neighbours = (u[1:, 0] - 0.5) * (u[:-1, 0] - 0.5)
+    assert abs(standard_score(neighbours, 0.0)) < 5
+    assert abs(standard_score((u[:, 0] - 0.5) * (u[:, 1] - 0.5), 0.0)) < 5
 
 
 # Points in the plane

@@ -160,6 +160,10 @@ def test_one_class_is_a_simple_sample():
             r"confidence must lie in \(0, 1\), got 1.0",
         ),
         (
+            lambda: sample_variance(float64(1), 1),
+            "values must be two or more, got 1",
+        ),
+        (
             lambda: sample_variance(float64(1, 2), 3),
             r"n must lie in 1..2, got 3",
         ),

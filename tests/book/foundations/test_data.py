@@ -32,7 +32,6 @@ from tangled.foundations.data import (
     digits,
     eight_gaussians,
     item_keys,
-    item_uniforms,
     mnist,
     moons,
     read_caption,
@@ -132,9 +131,7 @@ def test_parts_are_disjoint_complete_and_proportional():
 def test_digits_are_the_same_on_every_machine():
     train, validation, test = digits()
     assert (len(train), len(validation), len(test)) == (1097, 200, 500)
-    x0, labels = test[torch.arange(500)]
-    assert (x0.min(), x0.max()) == (-1, 1)
-    assert labels[:8].tolist() == [7, 8, 2, 7, 1, 3, 2, 2]
+    assert test.labels[:8].tolist() == [7, 8, 2, 7, 1, 3, 2, 2]
 
 
 def dice_score(
@@ -413,16 +410,6 @@ def test_an_item_depends_on_seed_and_number_alone():
     assert not torch.equal(part.pixels, shapes(20, seed=4, first=490).pixels)
 
 
-def test_numbers_are_uniform_and_unrelated():
-    u = item_uniforms(0, torch.arange(20_000), 3)
-    for one in u.T:
-        assert abs(standard_score(one, 1 / 2)) < 5
-        assert abs(standard_score(one**2, 1 / 3)) < 5
-    neighbours = (u[1:, 0] - 0.5) * (u[:-1, 0] - 0.5)
-    assert abs(standard_score(neighbours, 0.0)) < 5
-    assert abs(standard_score((u[:, 0] - 0.5) * (u[:, 1] - 0.5), 0.0)) < 5
-
-
 def test_every_attribute_has_its_share():
     data = shapes(3000, seed=0, size=8)
     for numbers, count in (
@@ -513,11 +500,14 @@ def test_arms_keep_angle_and_radius_in_step():
     turn = (torch.atan2(y, x) - 1.5 * math.pi * radius) / math.pi
     assert (turn - turn.round()).abs().max() < 1e-4
     assert shares_are_equal(turn.round() % 2, 2)
+    assert abs(standard_score(radius**4, 16 / 3)) < 5
     mean = torch.tensor([2, 2 / (3 * math.pi)], dtype=torch.float64)
     scale = math.sqrt(2 / (9.75 * math.pi**2 - mean.square().sum()))
     x, y = (clean(swiss_roll) / scale + mean).T
-    turn = (torch.hypot(x, y) - torch.atan2(y, x)) / (2 * math.pi)
+    radius = torch.hypot(x, y)
+    turn = (radius - torch.atan2(y, x)) / (2 * math.pi)
     assert (turn - turn.round()).abs().max() < 1e-5
+    assert abs(standard_score(radius, 3 * math.pi)) < 5
 
 
 def test_the_board_has_points_on_dark_squares_only():
