@@ -466,8 +466,8 @@ def write(path, data):
 
 @pytest.fixture(params=["", ".gz"])
 def folder(request, tmp_path):
-    """A folder as MNIST's, with 20 pictures for training and 2 for the test."""
-    for part, n in (("train", 20), ("t10k", 2)):
+    """A folder as MNIST's, with 27 pictures for training and 2 for the test."""
+    for part, n in (("train", 27), ("t10k", 2)):
         pixels = [i % 256 for i in range(n * 784)]
         write(
             tmp_path / f"{part}-images-idx3-ubyte{request.param}",
@@ -485,7 +485,7 @@ def folder(request, tmp_path):
 )
 def test_a_folder_comes_back(folder, read, zero):
     train, validation, test = read(folder)
-    assert (len(train), len(validation), len(test)) == (18, 2, 2)
+    assert (len(train), len(validation), len(test)) == (25, 2, 2)
     assert test.pixels.flatten().tolist() == [i % 256 for i in range(1568)]
     assert test.labels.tolist() == [0, 1]
     assert (len(test.classes), test.classes[0]) == (10, zero)
@@ -545,9 +545,9 @@ BAD_FILES = {
     ),
     "label out of range": (
         "train-labels",
-        idx([0] * 19 + [10], (20,)),
+        idx([0] * 26 + [10], (27,)),
         r"train-labels-idx1-ubyte\S* must lie in 0..9, "
-        "but that of item 19 is 10",
+        "but that of item 26 is 10",
     ),
 }
 
