@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 
 from tangled.foundations.data import (
     COLOURS,
@@ -352,6 +353,12 @@ def test_a_distance_grows_no_faster_than_you_walk(name):
     assert (change.abs() <= walked * (1 + 1e-9)).all()
 
 
+def test_colours_have_their_usual_names():
+    ours = torch.tensor(list(COLOURS.values()))
+    usual = torch.tensor([to_rgb(name) for name in COLOURS])
+    assert torch.cdist(ours, usual).argmin(1).tolist() == list(range(8))
+
+
 def test_captions_are_words_in_a_fixed_form():
     data = shapes(200, seed=0, size=8)
     for i, text in enumerate(data.captions):
@@ -480,15 +487,22 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("read", "zero"), [(mnist, "0"), (fashion_mnist, "T-shirt/top")]
+FASHION = (
+    "T-shirt/top, Trouser, Pullover, Dress, Coat, "
+    "Sandal, Shirt, Sneaker, Bag, Ankle boot"
 )
-def test_a_folder_comes_back(folder, read, zero):
+
+
+@pytest.mark.parametrize(
+    ("read", "names"),
+    [(mnist, tuple("0123456789")), (fashion_mnist, (*FASHION.split(", "),))],
+)
+def test_a_folder_comes_back(folder, read, names):
     train, validation, test = read(folder)
     assert (len(train), len(validation), len(test)) == (25, 2, 2)
     assert test.pixels.flatten().tolist() == [i % 256 for i in range(1568)]
     assert test.labels.tolist() == [0, 1]
-    assert (len(test.classes), test.classes[0]) == (10, zero)
+    assert train.classes == test.classes == names
     again = read(str(folder))
     assert torch.equal(again.validation.pixels, validation.pixels)
 

@@ -436,8 +436,11 @@ def test_captions_are_true():
     shown = (contrast > 0.5).double()
     weight = shown / shown.sum((1, 2), keepdim=True)
     middle = (torch.arange(32).double() + 0.5) / 32 * 3
-    column, row = weight.sum(1) @ middle, weight.sum(2) @ middle
-    assert torch.equal(3 * row.long() + column.long(), data.positions)
+    columns, rows = weight.sum(1) @ middle, weight.sum(2) @ middle
+    for words, row, column in zip(data.captions, rows, columns, strict=True):
+        place = ("top ", "", "bottom ")[int(row)]
+        place += ("left", "", "right")[int(column)]
+        assert words.endswith(f"at the {place.strip() or 'centre'}")
     clear = contrast.flatten(1).topk(10).indices[:, None].expand(-1, 3, -1)
     mean = picture.flatten(2).gather(2, clear).mean(2)
     paint = torch.tensor(list(COLOURS.values()))
