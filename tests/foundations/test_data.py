@@ -129,6 +129,10 @@ def test_batches_follow_the_device():
             r"2 images cannot have labels of shape \[3\]",
         ),
         (
+            {"labels": torch.zeros(1, dtype=torch.int64)},
+            r"2 images cannot have labels of shape \[1\]",
+        ),
+        (
             {"labels": torch.tensor([0, 2])},
             r"labels must lie in 0..1, but that of item 1 is 2",
         ),
