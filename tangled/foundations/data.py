@@ -9,7 +9,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +74,7 @@ class Images:
         levels: the brightest value; 255 for bytes.
 
     Raises:
-        DataError: if a dtype, a shape, a label or a pixel is not as said.
+        DataError: if a dtype, a shape or a value is not as said.
     """
 
     pixels: UInt8[Tensor, "N C H W"]
@@ -93,6 +93,8 @@ class Images:
                 f"{list(self.labels.shape)}"
             )
         _check_labels("labels", self.labels, len(self.classes))
+        if not 1 <= self.levels <= 255:
+            raise DataError(f"levels must lie in 1..255, got {self.levels}")
         if (self.pixels > self.levels).any():
             raise DataError(
                 f"pixels must lie in 0..{self.levels}, "
@@ -114,10 +116,7 @@ class Images:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the data set, by the names of their fields."""
-        values = {
-            field.name: getattr(self, field.name) for field in fields(self)
-        }
-        return {k: v for k, v in values.items() if isinstance(v, Tensor)}
+        return {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
 
     def take(self, indices: Int64[Tensor, "M"]) -> "Images":
         """Return the images with these indices, as a data set of its own."""
@@ -461,6 +460,11 @@ def _uniforms(
     return torch.rand(2, n, generator=generator, device=device)
 
 
+def _signs(u: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Return -1 for numbers below one half, and 1 for the others."""
+    return 2 * (2 * u).floor() - 1
+
+
 def _polar(radius: Tensor | float, angle: Tensor) -> Points:
     """Return the points with these polar coordinates."""
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
@@ -488,7 +492,7 @@ def moons(
     """Return two half circles, each through the opening of the other."""
     u, side = _uniforms(n, generator)
     middle = torch.tensor([0.5, 0.25], device=u.device)  # of the whole
-    arc = (_polar(1.0, math.pi * u) - middle) * (side - 0.5).sign()[:, None]
+    arc = (_polar(1.0, math.pi * u) - middle) * _signs(side)[:, None]
     square = 21 / 16 - 1 / math.pi  # the mean square of `arc`
     return _blurred(math.sqrt(2 / square) * arc, noise, generator)
 
@@ -508,8 +512,7 @@ def spirals(
     """Return two arms of one and a half turns, at an angle 3/2 pi radius."""
     u, side = _uniforms(n, generator)
     radius = 2 * u.sqrt()
-    arm = (side - 0.5).sign()
-    points = _polar(arm * radius, 1.5 * math.pi * radius)
+    points = _polar(_signs(side) * radius, 1.5 * math.pi * radius)
     return _blurred(points, noise, generator)
 
 
@@ -618,6 +621,12 @@ def _with_validation(train: Images, test: Images) -> Splits:
     return Splits(train.take(rest), train.take(validation), test)
 
 
+def _idx_splits(folder: Path | str, classes: tuple[str, ...]) -> Splits:
+    """Return the four files of a folder as data sets."""
+    train, test = (_idx_images(folder, p, classes) for p in ("train", "t10k"))
+    return _with_validation(train, test)
+
+
 def mnist(folder: Path | str) -> Splits:
     """Return MNIST, [1, 28, 28], from a folder that holds its four files.
 
@@ -629,9 +638,7 @@ def mnist(folder: Path | str) -> Splits:
 
     Source: LeCun, Bottou, Bengio and Haffner (1998).
     """
-    classes = tuple("0123456789")
-    train, test = (_idx_images(folder, p, classes) for p in ("train", "t10k"))
-    return _with_validation(train, test)
+    return _idx_splits(folder, tuple("0123456789"))
 
 
 def fashion_mnist(folder: Path | str) -> Splits:
@@ -641,10 +648,11 @@ def fashion_mnist(folder: Path | str) -> Splits:
 
     Source: Xiao, Rasul and Vollgraf (2017).
     """
-    names = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker"
-    classes = (*names.split(","), "Bag", "Ankle boot")
-    train, test = (_idx_images(folder, p, classes) for p in ("train", "t10k"))
-    return _with_validation(train, test)
+    classes = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+    return _idx_splits(folder, classes)
 
 
 def _cifar_images(
@@ -681,13 +689,14 @@ def cifar10(folder: Path | str) -> Splits:
     classes = tuple(data.decode("ascii", "replace").split())
     if len(classes) != 10:
         raise DataError(f"{path} names {len(classes)} classes, not 10")
-    names = [f"data_batch_{k}.bin" for k in range(1, 6)]
-    train = [_cifar_images(folder, name, classes) for name in names]
-    if len({len(part) for part in train}) > 1:
-        lengths = ", ".join(str(len(part)) for part in train)
-        raise DataError(
-            f"the training files in {folder} hold {lengths} records, "
-            "not equally many"
-        )
-    test = _cifar_images(folder, "test_batch.bin", classes)
+    names = [*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]
+    parts = [_cifar_images(folder, name, classes) for name in names]
+    longest = max(map(len, parts))
+    for name, part in zip(names, parts, strict=True):
+        if len(part) < longest:
+            raise DataError(
+                f"{path.with_name(name)} holds {len(part)} records, "
+                f"not {longest} like the longest of the six files"
+            )
+    *train, test = parts
     return _with_validation(_joined(train), test)

@@ -24,8 +24,8 @@ __all__ = [
 def standard_score(values: Float[Tensor, "N"], expected: float) -> float:
     """Return how many standard errors the mean of `values` is off `expected`.
 
-    The values are independent draws; under the claim their mean is `expected`
-    and the score is nearly standard normal. Tests accept |z| < 5.
+    The values are two or more independent draws; under the claim their mean is
+    `expected` and the score is nearly standard normal. Tests accept |z| < 5.
 
     Implements eq-standard-score (book/foundations/data.md).
     """
@@ -67,7 +67,7 @@ def wilson_interval(
     """
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(
-            f"correct must lie in 0..n with n at least 1, "
+            "correct must lie in 0..n with n at least 1, "
             f"got {correct} of {n}"
         )
     if not 0 < confidence < 1:
@@ -104,10 +104,12 @@ def sample_variance(
     Drawn without replacement, all sets of n being equally likely.
 
     Raises:
-        ValueError: unless 1 <= n <= N.
+        ValueError: if there are fewer than two values, or unless 1 <= n <= N.
 
     Implements lem-simple-sample (book/foundations/data.md).
     """
+    if len(values) < 2:
+        raise ValueError(f"values must be two or more, got {len(values)}")
     if not 1 <= n <= len(values):
         raise ValueError(f"n must lie in 1..{len(values)}, got {n}")
     return (1 - n / len(values)) * values.var() / n

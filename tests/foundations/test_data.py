@@ -1,5 +1,6 @@
 """Laws of the data sets, and what the readers refuse: each with a real bad file."""
 
+import cmath
 import gzip
 import itertools
 import math
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 
 from tangled.foundations.data import (
     COLOURS,
@@ -127,6 +129,10 @@ def test_batches_follow_the_device():
             r"2 images cannot have labels of shape \[3\]",
         ),
         (
+            {"labels": torch.zeros(1, dtype=torch.int64)},
+            r"2 images cannot have labels of shape \[1\]",
+        ),
+        (
             {"labels": torch.tensor([0, 2])},
             r"labels must lie in 0..1, but that of item 1 is 2",
         ),
@@ -135,6 +141,8 @@ def test_batches_follow_the_device():
             r"labels must lie in 0..1, but that of item 0 is -1",
         ),
         ({"levels": 7}, r"pixels must lie in 0..7, got 9"),
+        ({"levels": 0}, r"levels must lie in 1..255, got 0"),
+        ({"levels": 256}, r"levels must lie in 1..255, got 256"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change, message):
@@ -155,6 +163,8 @@ def test_digits_are_the_same_everywhere():
     assert (len(train), len(validation), len(test)) == (1097, 200, 500)
     assert train.pixels.shape[1:] == (1, 8, 8)
     assert train.levels == 16
+    x0, _ = test[torch.arange(500)]
+    assert (x0.min(), x0.max()) == (-1, 1)
     weights = torch.arange(1, 501)
     assert (test.labels * weights).sum() == 561_453
     assert (validation.labels * weights[:200]).sum() == 87_641
@@ -250,6 +260,49 @@ def test_any_slice_of_the_sequence_is_itself(seed, first, n):
     assert part.captions == same.captions
 
 
+def drawn_slowly(seed, item, size):
+    """Return the bytes of one item, worked out pixel by pixel."""
+    numbers = item_uniforms(seed, torch.tensor([item]), 13 + 3 * size**2)
+    shape, colour, place, *rest = numbers[0].tolist()
+    place = int(9 * place)
+    radius, turn, right, below, *rest = [u - 0.5 for u in rest]
+    tint, paper, grain = rest[:3], rest[3:6], iter(rest[6:])
+    radius, turn = 0.35 + 0.1 * radius, cmath.exp(-0.5j * turn)
+    middle = complex(
+        0.53 * (place % 3 - 1) + 0.1 * right,
+        0.53 * (place // 3 - 1) + 0.1 * below,
+    )
+    line = [(2 * k + 1) / size - 1 for k in range(size)]
+    seen = [
+        (complex(x, y) - middle) * turn / radius for y in line for x in line
+    ]
+    x, y = torch.tensor([[z.real, z.imag] for z in seen]).double().T
+    distance = signed_distance(SHAPE_NAMES[int(10 * shape)], x, y)
+    cover = [
+        min(max(0.5 - radius * size / 2 * d, 0), 1) for d in distance.tolist()
+    ]
+    pure = list(COLOURS.values())[int(8 * colour)]
+    return [
+        255
+        * (
+            c * (pure[k] + 0.1 * tint[k])
+            + (1 - c) * (0.1 + 0.2 * paper[k])
+            + 0.15 * next(grain)
+        )
+        for k in range(3)
+        for c in cover
+    ]
+
+
+@pytest.mark.verifies("def-shapes")
+def test_pictures_are_those_that_are_worked_out_pixel_by_pixel():
+    data = shapes(40, seed=2, size=12)
+    assert len(data.labels.unique()) == 10
+    for item, picture in enumerate(data.pixels):
+        slow = torch.tensor(drawn_slowly(2, item, 12)).clamp(0, 255)
+        assert (picture.flatten() - slow).abs().max() < 0.51  # rounding
+
+
 @pytest.mark.parametrize("size", [8, 20, 64])
 def test_sizes_of_pictures(size):
     data = shapes(3, seed=0, size=size)
@@ -277,6 +330,22 @@ def test_each_shape_is_its_own():
         assert not one[:, 0].any()
 
 
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("diamond", (0.0, 0.8), (0.8, 0.0)),
+        ("triangle", (0.6, 0.4), (0.6, -0.4)),
+        ("star", (0.0, -0.9), (0.0, 0.9)),
+        ("bar", (0.8, 0.0), (0.0, 0.8)),
+        ("crescent", (-0.5, 0.0), (0.5, 0.0)),
+        ("heart", (0.5, -0.5), (0.5, 0.5)),
+    ],
+)
+def test_shapes_stand_upright(name, inside, outside):
+    assert signed_distance(name, *torch.tensor(inside)) < 0
+    assert signed_distance(name, *torch.tensor(outside)) > 0
+
+
 @pytest.mark.verifies("eq-shape-algebra")
 @pytest.mark.parametrize("name", SHAPE_NAMES)
 def test_a_distance_grows_no_faster_than_you_walk(name):
@@ -286,6 +355,12 @@ def test_a_distance_grows_no_faster_than_you_walk(name):
     change = signed_distance(name, *near) - signed_distance(name, *a)
     walked = (near - a).norm(dim=0)
     assert (change.abs() <= walked * (1 + 1e-9)).all()
+
+
+def test_colours_have_their_usual_names():
+    ours = torch.tensor(list(COLOURS.values()))
+    usual = torch.tensor([to_rgb(name) for name in COLOURS])
+    assert torch.cdist(ours, usual).argmin(1).tolist() == list(range(8))
 
 
 def test_captions_are_words_in_a_fixed_form():
@@ -340,6 +415,16 @@ def test_uniforms_are_the_published_generator():
     assert found.tolist() == [expected]
 
 
+def test_numbers_are_uniform_and_unrelated():
+    u = item_uniforms(0, torch.arange(20_000), 3)
+    for one in u.T:
+        assert abs(standard_score(one, 1 / 2)) < 5
+        assert abs(standard_score(one**2, 1 / 3)) < 5
+    neighbours = (u[1:, 0] - 0.5) * (u[:-1, 0] - 0.5)
+    assert abs(standard_score(neighbours, 0.0)) < 5
+    assert abs(standard_score((u[:, 0] - 0.5) * (u[:, 1] - 0.5), 0.0)) < 5
+
+
 # Points in the plane
 
 
@@ -392,8 +477,8 @@ def write(path, data):
 
 @pytest.fixture(params=["", ".gz"])
 def folder(request, tmp_path):
-    """A folder as MNIST's, with 20 pictures for training and 2 for the test."""
-    for part, n in (("train", 20), ("t10k", 2)):
+    """A folder as MNIST's, with 27 pictures for training and 2 for the test."""
+    for part, n in (("train", 27), ("t10k", 2)):
         pixels = [i % 256 for i in range(n * 784)]
         write(
             tmp_path / f"{part}-images-idx3-ubyte{request.param}",
@@ -406,15 +491,22 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("read", "zero"), [(mnist, "0"), (fashion_mnist, "T-shirt/top")]
+FASHION = (
+    "T-shirt/top, Trouser, Pullover, Dress, Coat, "
+    "Sandal, Shirt, Sneaker, Bag, Ankle boot"
 )
-def test_a_folder_comes_back(folder, read, zero):
+
+
+@pytest.mark.parametrize(
+    ("read", "names"),
+    [(mnist, tuple("0123456789")), (fashion_mnist, (*FASHION.split(", "),))],
+)
+def test_a_folder_comes_back(folder, read, names):
     train, validation, test = read(folder)
-    assert (len(train), len(validation), len(test)) == (18, 2, 2)
+    assert (len(train), len(validation), len(test)) == (25, 2, 2)
     assert test.pixels.flatten().tolist() == [i % 256 for i in range(1568)]
     assert test.labels.tolist() == [0, 1]
-    assert (len(test.classes), test.classes[0]) == (10, zero)
+    assert train.classes == test.classes == names
     again = read(str(folder))
     assert torch.equal(again.validation.pixels, validation.pixels)
 
@@ -471,9 +563,9 @@ BAD_FILES = {
     ),
     "label out of range": (
         "train-labels",
-        idx([0] * 19 + [10], (20,)),
+        idx([0] * 26 + [10], (27,)),
         r"train-labels-idx1-ubyte\S* must lie in 0..9, "
-        "but that of item 19 is 10",
+        "but that of item 26 is 10",
     ),
 }
 
@@ -587,7 +679,17 @@ BAD_CIFAR = {
     "a record is missing": (
         "data_batch_5.bin",
         records([0] * 3),
-        "hold 4, 4, 4, 4, 3 records, not equally many",
+        "data_batch_5.bin holds 3 records, not 4 like the longest",
+    ),
+    "a record of the test is missing": (
+        "test_batch.bin",
+        records([9, 8, 7]),
+        "test_batch.bin holds 3 records, not 4 like the longest",
+    ),
+    "a record too many": (
+        "data_batch_1.bin",
+        records([0] * 5),
+        "data_batch_2.bin holds 4 records, not 5 like the longest",
     ),
     "label out of range": (
         "data_batch_2.bin",

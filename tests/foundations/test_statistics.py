@@ -95,6 +95,8 @@ def test_coverage_is_a_sum_over_the_law():
     p = float64(0.2, 0.6)
     assert_close(coverage(lambda k, n: (0.0, 1.0), 7, p), float64(1, 1))
     assert_close(coverage(lambda k, n: (2.0, 3.0), 7, p), float64(0, 0))
+    ends = coverage(lambda k, n: (0.2, 0.6), 7, p)
+    assert_close(ends, float64(1, 1))  # both ends belong to the interval
     only_three = coverage(lambda k, n: (float(k != 3), 1.0), 7, p)
     assert_close(only_three, binomial_law(7, p)[:, 3])
 
@@ -156,6 +158,10 @@ def test_one_class_is_a_simple_sample():
         (
             lambda: wilson_interval(1, 2, 1.0),
             r"confidence must lie in \(0, 1\), got 1.0",
+        ),
+        (
+            lambda: sample_variance(float64(1), 1),
+            "values must be two or more, got 1",
         ),
         (
             lambda: sample_variance(float64(1, 2), 3),
