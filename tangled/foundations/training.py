@@ -197,7 +197,7 @@ class MovingAverage:
 
     Args:
         model: the model; its current weights do not count.
-        decay: d in [0, 1); it remembers about 1 / (1 - d) steps.
+        decay: in [0, 1); it remembers about 1 / (1 - decay) steps.
 
     Attributes:
         model: a copy of the model that holds the average, in eval mode.
