@@ -12,13 +12,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import (
-    AbstractContextManager,
-    closing,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -121,9 +116,7 @@ class Dataset(Protocol):
 
 
 # What a model is trained on: (model, batch, generator) -> losses [items].
-Losses = Callable[
-    [nn.Module, tuple[Tensor, ...], torch.Generator], Float[Tensor, "items"]
-]
+Losses = Callable[[nn.Module, Any, torch.Generator], Float[Tensor, "items"]]
 # A part of a batch, and the seed of all that is drawn for it.
 Part = tuple[tuple[Tensor, ...], int]
 
@@ -140,7 +133,7 @@ def _seeded(device: torch.device, seed: int) -> torch.Generator:
 def accumulate(
     model: nn.Module,
     losses: Losses,
-    parts: Iterable[Part],
+    parts: Sequence[Part],
     precision: str = "float32",
 ) -> tuple[Float[Tensor, ""], int]:
     """Add the gradients of the summed losses of the parts.
@@ -153,13 +146,13 @@ def accumulate(
 
     Implements eq-mean-gradient (book/foundations/training.md).
     """
-    parts = list(parts)
     device = next(model.parameters()).device
     total, items = torch.zeros((), device=device), 0
-    for last, (batch, seed) in enumerate(parts, 1 - len(parts)):
+    for number, (batch, seed) in enumerate(parts, 1):
         generator = _seeded(device, seed)
         batch = tuple(x.to(device, non_blocking=True) for x in batch)
-        with _exchange(model, last == 0), _autocast(device, precision):
+        last = number == len(parts)
+        with _exchange(model, last), _autocast(device, precision):
             each = losses(model, batch, generator)
         each.sum().backward()
         total, items = total + each.detach().sum(), items + each.numel()
@@ -327,18 +320,20 @@ class Run:
         model: the model, on the device where it is trained.
         losses: one loss for each item of a batch, in any unit.
         data: the examples.
-        optimizer: of all or some parameters of the model.
+        optimizer: holds exactly the parameters that need a gradient.
         config: what the run does.
         schedule: the factor of the optimiser's learning rates by step.
 
     Attributes:
         step: how many steps are done.
         average: the moving average of the weights, if there is one.
-        log: a row for each of these steps, or for some.
+        log: a row for each of these steps, or for some; in the first process
+            also those of earlier starts.
 
     Raises:
         ValueError: if a batch is larger than the data or cannot be cut
-            evenly, or the optimiser has a parameter that the model has not.
+            evenly, or the optimiser holds other parameters.
+        TypeError: if JSON cannot hold a setting of the optimiser.
 
     Implements def-run-state (book/foundations/training.md).
     """
@@ -369,6 +364,7 @@ class Run:
         self.step, self.log = 0, list[Row]()
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._named = self._trained()
+        self._setup(0)  # better a TypeError now than at the first save
         self._parallel = (
             DistributedDataParallel(model) if self.processes > 1 else model
         )
@@ -467,11 +463,8 @@ class Run:
         self.step += 1
         if self.average is not None:
             self.average.update(self.model)
-        return {
-            "step": self.step,
-            "lr": self._rates[0] * factor,
-            **told,
-        }, stopped
+        row: Row = {"step": self.step, "lr": self._rates[0] * factor}
+        return row | told, stopped
 
     @property
     def averaged(self) -> nn.Module:
@@ -653,10 +646,15 @@ class _Journal:
         self.run.save(self.folder)
         _prune(self.folder, self.keep)
 
-    def close(self) -> None:
-        """Close the log."""
+    def __enter__(self) -> "_Journal":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Close the log; an error of the run also tells what is kept."""
         if self.file is not None:
             self.file.close()
+        if isinstance(error, TrainingError):
+            raise TrainingError(f"{error}; {self.kept()}") from None
 
     def kept(self) -> str:
         """Say what is on the disk."""
@@ -701,7 +699,7 @@ def train(
     folder: str | Path | None = None,
     save_every: int | None = None,
     keep: int = 2,
-    evaluate: Callable[[Run], Row] | None = None,
+    evaluate: Callable[[Run], Mapping[str, float]] | None = None,
     evaluate_every: int | None = None,
     log_every: int = 1,
 ) -> Run:
@@ -749,7 +747,7 @@ def train(
     run = Run(model, losses, data, optimizer, config, schedule)
     device = next(model.parameters()).device
     with (
-        closing(_Journal(run, folder, keep)) as journal,
+        _Journal(run, folder, keep) as journal,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         interruptible() as stop,
         tqdm(
@@ -763,22 +761,17 @@ def train(
         stopped = False
         while run.step < config.steps and not stopped:
             began = time.perf_counter()
-            try:
-                row, stopped = run.update(stop())
-            except TrainingError as error:
-                raise TrainingError(f"{error}; {journal.kept()}") from None
+            row, stopped = run.update(stop())
             row["seconds"] = time.perf_counter() - began
             bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
             bar.update()
-            last = run.step == config.steps
-            judge = (
-                evaluate if last or _due(run.step, evaluate_every) else None
-            )
+            ends = stopped or run.step == config.steps
+            judge = evaluate if _due(run, evaluate_every) else None
             if judge is not None:
                 row |= _evaluated(run, judge)
-            if judge or last or stopped or _due(run.step, log_every):
+            if ends or judge is not None or _due(run, log_every):
                 journal.add(row)
-            if last or stopped or _due(run.step, save_every):
+            if ends or _due(run, save_every):
                 journal.save()
     if run.step < config.steps:
         raise KeyboardInterrupt(
@@ -787,16 +780,19 @@ def train(
     return run
 
 
-def _due(step: int, every: int | None) -> bool:
-    """Return whether something is due that happens every so many steps."""
-    return every is not None and step % every == 0
+def _due(run: Run, every: int | None) -> bool:
+    """Return whether it is time for what comes every so many steps."""
+    last = run.step == run.config.steps
+    return last or (every is not None and run.step % every == 0)
 
 
-def _evaluated(run: Run, evaluate: Callable[[Run], Row]) -> Row:
+def _evaluated(
+    run: Run, evaluate: Callable[[Run], Mapping[str, float]]
+) -> Row:
     """Return what an evaluation finds, made in evaluation mode."""
     run.model.eval()
     with torch.no_grad():
-        found = evaluate(run)
+        found = {name: float(x) for name, x in evaluate(run).items()}
     run.model.train()
     return found
 
