@@ -154,8 +154,9 @@ def accumulate(
         last = number == len(parts)
         with _exchange(model, last), _autocast(device, precision):
             each = losses(model, batch, generator)
-        each.sum().backward()
-        total, items = total + each.detach().sum(), items + each.numel()
+        loss = each.sum()
+        loss.backward()
+        total, items = total + loss.detach(), items + each.numel()
     return total, items
 
 
@@ -165,10 +166,13 @@ def _exchange(model: nn.Module, now: bool) -> AbstractContextManager[None]:
     return model.no_sync() if waits else nullcontext()
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def _autocast(
+    device: torch.device, precision: str
+) -> AbstractContextManager[None]:
     """Let the layers that may compute in bfloat16, if that is asked for."""
-    lowered = precision == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=lowered)
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def through(
@@ -421,11 +425,10 @@ class Run:
         if self.config.max_norm is not None:
             scale = scale * (self.config.max_norm / norm).clamp(max=1)
         torch._foreach_mul_(gradients, scale)
-        told = torch.stack(
-            [sums[0] / sums[1], norm.to(sums.dtype), *sums[1:]]
-        )
-        loss, length, n_items, stops = told.tolist()  # the only wait
-        row: Row = {"loss": loss, "norm": length, "items": int(n_items)}
+        told = torch.cat([sums, norm.to(sums.dtype)[None]])
+        loss, n, stops, length = told.tolist()  # the only wait
+        row: Row = {"loss": loss / n if n else math.nan, "norm": length}
+        row["items"] = int(n)
         return row, stops > 0
 
     def parts(self) -> list[Part]:
