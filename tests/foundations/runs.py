@@ -119,8 +119,24 @@ def fussy(
 # ---- jobs
 
 
-def train_it(signals: dict[str, int] | None = None, **arguments: Any) -> dict[str, Any]:
-    """Train; after the steps that `signals` names, send this process a signal."""
+def stopped_in(steps: list[int]) -> None:
+    """From now on, SIGTERM comes just before these steps."""
+    update = Run.update
+
+    def signalled(run: Run, stop: bool = False) -> Any:
+        if run.step + 1 in steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop = True
+        return update(run, stop)
+
+    Run.update = signalled
+
+
+def train_it(
+    signals: dict[str, int] | None = None, stops: list[int] | None = None, **arguments: Any
+) -> dict[str, Any]:
+    """Train; after the steps that `signals` names, in those of `stops`, come signals."""
+    stopped_in(stops or [])
 
     def evaluate(run: Run) -> dict[str, float]:
         for _ in range(2 if twice else 1):
@@ -158,18 +174,9 @@ def share(losses: str, micro_batches: int) -> dict[str, list[float]]:
     }
 
 
-def command(arguments: list[str], stop_at: int | None = None) -> dict[str, Any]:
+def command(arguments: list[str], stop_at: int = -1) -> dict[str, Any]:
     """Run the classifier's program; send SIGTERM so that it ends after a step."""
-    update = Run.update
-
-    def signalled(run: Run, stop: bool = False) -> Any:
-        if run.step == stop_at - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            stop = True
-        return update(run, stop)
-
-    if stop_at is not None:
-        Run.update = signalled
+    stopped_in([stop_at])
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = classifier.command(arguments)
@@ -315,5 +322,5 @@ if __name__ == "__main__":
         end = work(json.loads(sys.argv[1]))
         print(json.dumps(end), flush=True)
         sys.exit("error" in end)
-    fussy(steps=1)  # now all is imported, and no child does it again
+    fussy(steps=4)  # now all is imported, and no child does it again
     serve(sys.stdin)
