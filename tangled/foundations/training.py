@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from tangled.foundations.checkpoint import (
+    CheckpointError,
     load_checkpoint,
     model_tensors,
     new_folder,
@@ -422,9 +423,9 @@ class Run:
         torch._foreach_mul_(gradients, self.processes / n)
         norm = nn.utils.get_total_norm(gradients)
         if self.config.max_norm is not None:
-            nn.utils.clip_grads_with_norm_(
-                self._named.values(), self.config.max_norm, norm
-            )
+            # At norm 0 it is min(1, inf); the library's has an epsilon there.
+            shorter = (self.config.max_norm / norm).clamp(max=1.0)
+            torch._foreach_mul_(gradients, shorter)
         told = torch.stack(
             [sums[0] / sums[1], norm.to(sums.dtype), *sums[1:]]
         )
@@ -463,6 +464,10 @@ class Run:
         ):
             group["lr"] = rate * factor
         self.optimizer.step()
+        for group, rate in zip(
+            self.optimizer.param_groups, self._rates, strict=True
+        ):
+            group["lr"] = rate
         self.step += 1
         if self.average is not None:
             self.average.update(self.model)
@@ -485,10 +490,12 @@ class Run:
         setup["processes"] = self.processes
         setup["optimizer"] = type(self.optimizer).__name__
         setup["schedule's factor"] = self.schedule(max(step - 1, 0))
+        names = {parameter: name for name, parameter in self._named.items()}
         for number, (group, rate) in enumerate(
             zip(self.optimizer.param_groups, self._rates, strict=True)
         ):
-            settings = {**group, "lr": rate, "params": len(group["params"])}
+            held = [names[parameter] for parameter in group["params"]]
+            settings = {**group, "lr": rate, "params": held}
             for name, value in settings.items():
                 setup[f"{name} of parameter group {number}"] = value
         return json.loads(json.dumps(setup))  # as a file gives it back
@@ -642,20 +649,34 @@ class _Journal:
         """Append a row to the log."""
         self.run.log.append(row)
         if self.file is not None:
-            self.file.write(_line(row))
+            with self._explained():
+                self.file.write(_line(row))
 
     def save(self) -> None:
-        """Save the state, unless it is there; first what the log has."""
-        if self.folder is None or self.file is None:
-            return
-        os.fsync(self.file.fileno())
-        self.run.save(self.folder)
-        _prune(self.folder, self.keep)
+        """Save the state; first what the log has."""
+        if self.folder is not None and self.file is not None:
+            with self._explained():
+                os.fsync(self.file.fileno())
+                self.run.save(self.folder)
+                _prune(self.folder, self.keep)
+        if self.folder is not None and self.run.processes > 1:
+            dist.barrier()  # none ends before the checkpoint is there
 
     def close(self) -> None:
         """Close the log."""
         if self.file is not None:
-            self.file.close()
+            with self._explained():
+                self.file.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the operating system refuses into a CheckpointError."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write in {self.folder}: {error.strerror}"
+            ) from error
 
     def kept(self) -> str:
         """Say what is on the disk."""
@@ -775,11 +796,11 @@ def train(
             )
             if judge is not None:
                 row |= _evaluated(run, judge)
-            if judge or last or stopped or _due(run.step, log_every):
+            if judge or last or _due(run.step, log_every):
                 journal.add(row)
             if last or stopped or _due(run.step, save_every):
                 journal.save()
-    if run.step < config.steps:
+    if stopped or stop():
         raise KeyboardInterrupt(
             f"stopped after step {run.step}; {journal.kept()}"
         )

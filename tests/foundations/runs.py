@@ -226,6 +226,12 @@ class Accident:
         if self.how == "small":
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.at, resource.RLIM_INFINITY))
 
+    def end(self) -> None:
+        self.watching = False
+        if self.how == "small":
+            both = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, both)
+
     def wrapped(self, name: str, original: Callable) -> Callable:
         def wrapper(*arguments: Any) -> Any:
             self.call(name, arguments)
@@ -239,9 +245,11 @@ class Accident:
                 self.begin()
             elif name == "update" and self.phase == "start":
                 self.watching = False
-            result = original(this, *arguments)
-            self.watching = self.watching and name != "save"
-            return result
+            try:
+                return original(this, *arguments)
+            finally:
+                if name == "save":
+                    self.end()
 
         return wrapper
 

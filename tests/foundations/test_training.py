@@ -266,10 +266,10 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory) -> Path:
-    """A run of four steps with a constant schedule."""
+def five(tmp_path_factory) -> Path:
+    """A run of five steps with a constant schedule."""
     folder = tmp_path_factory.mktemp("four")
-    fussy(folder, 4, schedule="constant")
+    fussy(folder, 5, schedule="constant")
     return folder
 
 
@@ -300,27 +300,27 @@ def half() -> nn.Module:
         ({"options": {"weight_decay": 0.5}}, "weight_decay of parameter group 0 0.01"),
         ({"options": {"betas": [0.5, 0.9]}}, "betas of parameter group 0 [0.9, 0.999]"),
         ({"optimizer": "Adam"}, "optimizer AdamW, this one has Adam"),
-        ({"schedule": "cosine", "steps": 5}, "schedule's factor 1.0, this one has"),
-        ({"steps": 3}, "has done 4 steps, this one ends at 3"),
+        ({"schedule": "cosine"}, "schedule's factor 1.0, this one has"),
+        ({"steps": 3}, "has done 5 steps, this one ends at 3"),
         ({"model": half}, "params of parameter group 0"),
     ],
 )  # fmt: skip
-def test_another_setup_is_refused(four, changes, words):
-    before = contents(four)
+def test_another_setup_is_refused(five, changes, words):
+    before = contents(five)
     with pytest.raises(TrainingError) as error:
-        fussy(four, **{"steps": 9, "schedule": "constant", **changes})
+        fussy(five, **{"steps": 9, "schedule": "constant", **changes})
     assert words in str(error.value)
-    assert str(error.value).startswith(f"{four}/step-00000004: ")
+    assert str(error.value).startswith(f"{five}/step-00000005: ")
     assert "\n" not in str(error.value)
-    assert contents(four) == before
+    assert contents(five) == before
 
 
-def test_another_number_of_examples_is_refused(four, monkeypatch):
-    before = contents(four)
+def test_another_number_of_examples_is_refused(five, monkeypatch):
+    before = contents(five)
     monkeypatch.setattr(Points, "__len__", lambda points: 21)
     with pytest.raises(TrainingError, match="examples 22, this one has 21"):
-        fussy(four, 9, schedule="constant")
-    assert contents(four) == before
+        fussy(five, 9, schedule="constant")
+    assert contents(five) == before
 
 
 def test_other_trained_parameters_are_refused(tmp_path):
@@ -335,8 +335,8 @@ def test_other_trained_parameters_are_refused(tmp_path):
         fussy(tmp_path, 9, model=other, schedule="constant")
 
 
-def test_another_architecture_is_refused(four):
-    before = contents(four)
+def test_another_architecture_is_refused(five):
+    before = contents(five)
 
     def wider() -> nn.Module:
         torch.manual_seed(0)
@@ -344,12 +344,12 @@ def test_another_architecture_is_refused(four):
         return nn.Sequential(*layers)
 
     with pytest.raises(CheckpointError, match="do not match"):
-        fussy(four, 9, schedule="constant", model=wider)
-    assert contents(four) == before
+        fussy(five, 9, schedule="constant", model=wider)
+    assert contents(five) == before
 
 
-def test_a_run_can_be_made_longer(four, tmp_path):
-    shutil.copytree(four, tmp_path / "a")
+def test_a_run_can_be_made_longer(five, tmp_path):
+    shutil.copytree(five, tmp_path / "a")
     fussy(tmp_path / "a", 6, schedule="constant")
     fussy(tmp_path / "b", 6, schedule="constant")
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
@@ -696,7 +696,8 @@ def test_rows_of_the_log(tmp_path):
         assert row.keys() == known | ({"k"} if row["step"] in (5, 7) else set())
         assert row["items"] == 8
         assert row["seconds"] > 0
-    (tmp_path / "log.jsonl").open("a").write('{"step": 8')
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 8')
     assert read_log(tmp_path) == run.log
 
 
