@@ -59,7 +59,11 @@ class Runs:
         )
 
     def start(
-        self, what: str, processes: int = 1, accident: dict | None = None, **arguments: Any
+        self,
+        what: str,
+        processes: int = 1,
+        accident: dict | None = None,
+        **arguments: Any,
     ) -> list[int]:
         """Start a job; return the numbers of its processes."""
         self.jobs, self.processes = self.jobs + 1, processes
@@ -77,7 +81,9 @@ class Runs:
     def finish(self) -> list[End]:
         """Wait for the job; return how its processes ended."""
         ends = []
-        for number, status in enumerate(json.loads(self.server.stdout.readline())):
+        for number, status in enumerate(
+            json.loads(self.server.stdout.readline())
+        ):
             answer = self.scratch / f"{self.jobs}.{number}"
             told = json.loads(answer.read_text()) if answer.exists() else {}
             ends.append(End(status, **told))

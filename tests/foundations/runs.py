@@ -99,14 +99,21 @@ def fussy(
     made = model().to(device, dtype)
     trained = [p for p in made.parameters() if p.requires_grad]
     build = getattr(torch.optim, optimizer)
-    settings = {"batch_size": 8, "micro_batches": 2, "ema_decay": 0.5, "seed": 5}
+    settings = {
+        "batch_size": 8,
+        "micro_batches": 2,
+        "ema_decay": 0.5,
+        "seed": 5,
+    }
     return train(
         made,
         LOSSES[losses],
         Points(dtype),
         build(trained, **({"lr": 0.1} | (options or {}))),
         Training(steps, **({"max_norm": 0.5} | settings | changes)),
-        schedule=warmup_cosine(steps, 3) if schedule == "cosine" else constant,
+        schedule=warmup_cosine(steps, 3)
+        if schedule == "cosine"
+        else constant,
         folder=folder,
         save_every=save_every,
         keep=keep,
@@ -133,7 +140,9 @@ def stopped_in(steps: list[int]) -> None:
 
 
 def train_it(
-    signals: dict[str, int] | None = None, stops: list[int] | None = None, **arguments: Any
+    signals: dict[str, int] | None = None,
+    stops: list[int] | None = None,
+    **arguments: Any,
 ) -> dict[str, Any]:
     """Train; after the steps that `signals` names, in those of `stops`, come signals."""
     stopped_in(stops or [])
@@ -156,15 +165,24 @@ def share(losses: str, micro_batches: int) -> dict[str, list[float]]:
     with process_group():
         model = network(norm=False).double()
         config = Training(
-            6, batch_size=12, micro_batches=micro_batches, max_norm=0.3, ema_decay=0.5, seed=1
+            6,
+            batch_size=12,
+            micro_batches=micro_batches,
+            max_norm=0.3,
+            ema_decay=0.5,
+            seed=1,
         )
         optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
-        run = Run(model, LOSSES[losses], Points(torch.float64), optimizer, config)
+        run = Run(
+            model, LOSSES[losses], Points(torch.float64), optimizer, config
+        )
         model.train()
         told, _ = run.gradient()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         rows = [run.update()[0] for _ in range(5)]
-    weights = [p.flatten() for p in (*model.parameters(), *run.averaged.parameters())]
+    weights = [
+        p.flatten() for p in (*model.parameters(), *run.averaged.parameters())
+    ]
     return {
         "gradient": gradient.tolist(),
         "weights": torch.cat(weights).tolist(),
@@ -183,10 +201,14 @@ def command(arguments: list[str], stop_at: int = -1) -> dict[str, Any]:
     return {"status": status, "out": out.getvalue(), "err": err.getvalue()}
 
 
-def both(folder: str, shares: dict[str, Any]) -> dict[str, Any]:
+def both(folder: str, shares: dict[str, Any], told: str) -> dict[str, Any]:
     """Tell of a share first, then train on and on."""
-    print(json.dumps(share(**shares)), flush=True)
-    return train_it(folder=folder, steps=10**6, schedule="constant", save_every=None)
+    Path(f"{told}.{os.environ['RANK']}").write_text(
+        json.dumps(share(**shares))
+    )
+    return train_it(
+        folder=folder, steps=10**6, schedule="constant", save_every=None
+    )
 
 
 JOBS = {"train": train_it, "share": share, "command": command, "both": both}
@@ -194,7 +216,14 @@ JOBS = {"train": train_it, "share": share, "command": command, "both": both}
 
 # ---- accidents
 
-CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock")
+CALLS = (
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "fcntl.flock",
+)
 
 
 class Accident:
@@ -209,7 +238,9 @@ class Accident:
         phase: "save": of the checkpoint after `step`; "start": before the first step.
     """
 
-    def __init__(self, how: str, at: int = 0, phase: str = "save", step: int = 4) -> None:
+    def __init__(
+        self, how: str, at: int = 0, phase: str = "save", step: int = 4
+    ) -> None:
         self.how, self.at, self.phase, self.step = how, at, phase, step
         self.watching, self.count = phase == "start", 0
         self.written: list[str] = []
@@ -224,7 +255,9 @@ class Accident:
     def begin(self) -> None:
         self.watching = True
         if self.how == "small":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.at, resource.RLIM_INFINITY))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (self.at, resource.RLIM_INFINITY)
+            )
 
     def end(self) -> None:
         self.watching = False
@@ -241,7 +274,11 @@ class Accident:
 
     def switched(self, name: str, original: Callable) -> Callable:
         def wrapper(this: Any, *arguments: Any) -> Any:
-            if name == "save" and self.phase == "save" and this.run.step == self.step:
+            if (
+                name == "save"
+                and self.phase == "save"
+                and this.run.step == self.step
+            ):
                 self.begin()
             elif name == "update" and self.phase == "start":
                 self.watching = False
@@ -257,7 +294,8 @@ class Accident:
         if event not in (*CALLS, "fsync", "close"):
             return
         writes = event in ("os.mkdir", "os.rename", "fsync") or (
-            event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+            event == "open"
+            and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
         )
         if writes and event != "fsync":
             self.written.append(str(arguments[0]))
@@ -320,15 +358,17 @@ def serve(lines: Iterator[str]) -> None:
                 finally:
                     os._exit(0)
         print(json.dumps(pids), flush=True)
-        ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        ends = [
+            os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids
+        ]
         print(json.dumps(ends), flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 1:
-        end = work(json.loads(sys.argv[1]))
-        print(json.dumps(end), flush=True)
-        sys.exit("error" in end)
+        told = work(json.loads(sys.argv[1]))
+        print(told["message"], file=sys.stderr)
+        sys.exit(130)
     fussy(steps=4)  # now all is imported, and no child does it again
     serve(sys.stdin)
