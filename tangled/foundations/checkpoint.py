@@ -33,6 +33,7 @@ __all__ = [
     "Entry",
     "KeyMap",
     "Route",
+    "explained",
     "load_checkpoint",
     "match_keys",
     "model_tensors",
@@ -89,8 +90,12 @@ class Entry:
 
 
 @contextmanager
-def _explained(doing: str) -> Iterator[None]:
-    """Turn what the operating system refuses into a CheckpointError."""
+def explained(doing: str) -> Iterator[None]:
+    """Turn what the operating system refuses into a CheckpointError.
+
+    Args:
+        doing: what was tried, as in "cannot <write runs/step-5>: ...".
+    """
     try:
         yield
     except OSError as error:
@@ -119,7 +124,7 @@ def _parsed(text: bytes, path: Path) -> dict[str, Any]:
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """Return a file's header, where its data begin, and its size."""
-    with _explained(f"read {path}"), open(path, "rb") as file:
+    with explained(f"read {path}"), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         first = file.read(9)
         length = int.from_bytes(first[:8], "little")
@@ -214,7 +219,7 @@ def read_tensor(entry: Entry) -> Tensor:
         CheckpointError: if the file cannot be read, or ends too early.
     """
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
-    with _explained(f"read {entry.path}"), open(entry.path, "rb") as file:
+    with explained(f"read {entry.path}"), open(entry.path, "rb") as file:
         file.seek(entry.start)
         found = file.readinto(_bytes(tensor))
     if found < entry.nbytes:
@@ -349,7 +354,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file."""
-    with _explained(f"read {path}"):
+    with explained(f"read {path}"):
         return _parsed(path.read_bytes(), path)
 
 
@@ -403,7 +408,7 @@ def read_entries(folder: str | Path) -> dict[str, Entry]:
             well-formed, or a pickle, or if the index and the files disagree.
     """
     folder = Path(folder)
-    with _explained(f"read {folder}"):
+    with explained(f"read {folder}"):
         for stem in STEMS:
             single = folder / f"{stem}.safetensors"
             index = folder / f"{stem}.safetensors.index.json"
@@ -520,7 +525,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Implements alg-atomic-save (book/foundations/checkpoint.md).
     """
     target = Path(folder).absolute()
-    with _explained(f"write {target}"):
+    with explained(f"write {target}"):
         _refuse_existing(target)
         _remove_leftovers(target)
         unique = f".{target.name}.{secrets.token_hex(4)}.partial"

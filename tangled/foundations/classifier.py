@@ -221,7 +221,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
             )
             answers = predictions(run.model.eval(), test_set)
     except KeyboardInterrupt as stop:
-        print(stop or "interrupted", file=sys.stderr)
+        print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except (TrainingError, CheckpointError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from tangled.foundations.checkpoint import (
+    explained,
     load_checkpoint,
     model_tensors,
     new_folder,
@@ -423,7 +424,8 @@ class Run:
         scale = self.processes / sums[1].to(gradients[0].dtype)
         norm = scale * nn.utils.get_total_norm(gradients)
         if self.config.max_norm is not None:
-            scale = scale * (self.config.max_norm / norm).clamp(max=1)
+            # At norm 0 it is min(1, inf); the library's has an epsilon there.
+            scale = scale * (self.config.max_norm / norm).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)
         told = torch.cat([sums, norm.to(sums.dtype)[None]])
         loss, n, stops, length = told.tolist()  # the only wait
@@ -463,6 +465,10 @@ class Run:
         ):
             group["lr"] = rate * factor
         self.optimizer.step()
+        for group, rate in zip(
+            self.optimizer.param_groups, self._rates, strict=True
+        ):
+            group["lr"] = rate
         self.step += 1
         if self.average is not None:
             self.average.update(self.model)
@@ -482,10 +488,12 @@ class Run:
         setup["processes"] = self.processes
         setup["optimizer"] = type(self.optimizer).__name__
         setup["schedule's factor"] = self.schedule(max(step - 1, 0))
+        names = {parameter: name for name, parameter in self._named.items()}
         for number, (group, rate) in enumerate(
             zip(self.optimizer.param_groups, self._rates, strict=True)
         ):
-            settings = {**group, "lr": rate, "params": len(group["params"])}
+            held = [names[parameter] for parameter in group["params"]]
+            settings = {**group, "lr": rate, "params": held}
             for name, value in settings.items():
                 setup[f"{name} of parameter group {number}"] = value
         return json.loads(json.dumps(setup))  # as a file gives it back
@@ -639,15 +647,18 @@ class _Journal:
         """Append a row to the log."""
         self.run.log.append(row)
         if self.file is not None:
-            self.file.write(_line(row))
+            with explained(f"write in {self.folder}"):
+                self.file.write(_line(row))
 
     def save(self) -> None:
-        """Save the state, unless it is there; first what the log has."""
-        if self.folder is None or self.file is None:
-            return
-        os.fsync(self.file.fileno())
-        self.run.save(self.folder)
-        _prune(self.folder, self.keep)
+        """Save the state; first what the log has."""
+        if self.folder is not None and self.file is not None:
+            with explained(f"write in {self.folder}"):
+                os.fsync(self.file.fileno())
+                self.run.save(self.folder)
+                _prune(self.folder, self.keep)
+        if self.folder is not None and self.run.processes > 1:
+            dist.barrier()  # none ends before the checkpoint is there
 
     def __enter__(self) -> "_Journal":
         return self
@@ -655,7 +666,8 @@ class _Journal:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Close the log; an error of the run also tells what is kept."""
         if self.file is not None:
-            self.file.close()
+            with explained(f"write in {self.folder}"):
+                self.file.close()
         if isinstance(error, TrainingError):
             raise TrainingError(f"{error}; {self.kept()}") from None
 
@@ -772,11 +784,11 @@ def train(
             judge = evaluate if _due(run, evaluate_every) else None
             if judge is not None:
                 row |= _evaluated(run, judge)
-            if ends or judge is not None or _due(run, log_every):
+            if judge is not None or _due(run, log_every):
                 journal.add(row)
             if ends or _due(run, save_every):
                 journal.save()
-    if run.step < config.steps:
+    if stopped or stop():
         raise KeyboardInterrupt(
             f"stopped after step {run.step}; {journal.kept()}"
         )
