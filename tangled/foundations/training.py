@@ -477,6 +477,11 @@ class Run:
             **told,
         }, stopped
 
+    def close(self) -> None:
+        """Exchange no more gradients; call it before the processes part."""
+        # A wrapper that outlives its group can wait for that group for ever.
+        self._parallel = self.model
+
     @property
     def averaged(self) -> nn.Module:
         """The average of the weights as a model; the model if there is none."""
@@ -769,6 +774,7 @@ def train(
     run = Run(model, losses, data, optimizer, config, schedule)
     device = next(model.parameters()).device
     with (
+        closing(run),
         closing(_Journal(run, folder, keep)) as journal,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         interruptible() as stop,

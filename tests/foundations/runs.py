@@ -180,6 +180,7 @@ def share(losses: str, micro_batches: int) -> dict[str, list[float]]:
         told, _ = run.gradient()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         rows = [run.update()[0] for _ in range(5)]
+        run.close()
     weights = [
         p.flatten() for p in (*model.parameters(), *run.averaged.parameters())
     ]
