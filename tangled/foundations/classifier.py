@@ -135,10 +135,7 @@ def learn(
 ) -> Run:
     """Train a classifier in batches of 64.
 
-    Args:
-        build: makes the classifier; its first weights follow from the seed.
-
-    The other arguments, and the errors, are those of `train`.
+    `build` makes it, and its first weights follow from the seed. The other arguments, and the errors, are those of `train`.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)

@@ -369,7 +369,8 @@ def test_an_interrupted_run_is_the_same_run():
 
 def test_evaluation_leaves_no_trace():
     def evaluate(run):
-        assert not run.model.training and not torch.is_grad_enabled()
+        assert not run.model.training
+        assert not torch.is_grad_enabled()
         torch.rand(3)
         return {}
 
