@@ -13,7 +13,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    closing,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -475,6 +480,11 @@ class Run:
         row: Row = {"step": self.step, "lr": self._rates[0] * factor}
         return row | told, stopped
 
+    def close(self) -> None:
+        """Exchange no more gradients; call it before the processes part."""
+        # A wrapper that outlives its group can wait for that group for ever.
+        self._parallel = self.model
+
     @property
     def averaged(self) -> nn.Module:
         """The average of the weights as a model; the model if there is none."""
@@ -762,6 +772,7 @@ def train(
     run = Run(model, losses, data, optimizer, config, schedule)
     device = next(model.parameters()).device
     with (
+        closing(run),
         _Journal(run, folder, keep) as journal,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         interruptible() as stop,

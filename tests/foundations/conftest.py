@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from jaxtyping import config
@@ -40,7 +40,7 @@ class Runs:
     """The processes of `runs.py`."""
 
     # Without a network, and on the CPU even where there is something faster.
-    environment = {
+    environment: ClassVar = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",

@@ -180,6 +180,7 @@ def share(losses: str, micro_batches: int) -> dict[str, list[float]]:
         told, _ = run.gradient()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         rows = [run.update()[0] for _ in range(5)]
+        run.close()
     weights = [
         p.flatten() for p in (*model.parameters(), *run.averaged.parameters())
     ]
@@ -366,6 +367,8 @@ def serve(lines: Iterator[str]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # A shell that starts the tests in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if len(sys.argv) > 1:
         told = work(json.loads(sys.argv[1]))
         print(told["message"], file=sys.stderr)

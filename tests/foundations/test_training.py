@@ -1,4 +1,4 @@
-"""The training loop: no accident changes a bit of a run, and what is wrong is said in a sentence."""
+"""The training loop: no accident changes a bit of a run, what is wrong is said in a sentence."""
 
 import copy
 import hashlib
