@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def rows(text: str) -> set[tuple[str, ...]]:
-    """The rows with decimal numbers of the tables in a text, without the least times in brackets."""
+    """The rows with decimal numbers in the tables of a text, without what is in brackets."""
     lines = re.findall(r"(?m)^\|(.*\d\.\d\d.*)\|$", text)
     plain = (re.sub(r"`|\s\(\d+\.\d\d\)", "", line) for line in lines)
     return {tuple(cell.strip() for cell in line.split("|")) for line in plain}
