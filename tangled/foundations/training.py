@@ -126,7 +126,7 @@ def _seeded(device: torch.device, seed: int) -> torch.Generator:
     # torch.manual_seed asks every backend that torch knows, at 75 us a call.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        torch.cuda.default_generators[device.index].manual_seed(seed)
     return torch.Generator(device).manual_seed(seed)
 
 
@@ -642,7 +642,7 @@ class _Journal:
             self.file.write(_line(row))
 
     def save(self) -> None:
-        """Save the state, unless it is there; first what the log has."""
+        """Save the state, and before it what the log has; keep the newest."""
         if self.folder is None or self.file is None:
             return
         os.fsync(self.file.fileno())
@@ -768,13 +768,12 @@ def train(
             row["seconds"] = time.perf_counter() - began
             bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
             bar.update()
-            ends = stopped or run.step == config.steps
             judge = evaluate if _due(run, evaluate_every) else None
             if judge is not None:
                 row |= _evaluated(run, judge)
-            if ends or judge is not None or _due(run, log_every):
+            if judge is not None or _due(run, log_every):
                 journal.add(row)
-            if ends or _due(run, save_every):
+            if stopped or _due(run, save_every):
                 journal.save()
     if run.step < config.steps:
         raise KeyboardInterrupt(
