@@ -187,7 +187,8 @@ def test_the_library_recovers_the_same_gradient():
 
 def test_without_scaling_small_gradients_vanish():
     x = torch.logspace(-12, -8, 50).double()
-    assert relative_error(x, torch.float16, 1.0) == 1.0  # WRONG: no scale
+    assert (through(x, torch.float16, 1.0) == 0).all()  # WRONG: no scale
+    assert relative_error(x, torch.float16, 2.0**30) <= 2.0**-11
     assert relative_error(x, torch.bfloat16, 1.0) < 2.0**-8
 
 
@@ -287,8 +288,7 @@ def test_an_average_that_starts_at_the_first_weights_keeps_them():
 def test_a_drifting_run_is_followed_late():
     ramp = torch.arange(2000.0).double()[:, None]
     lag = ramp[-1] - averages(ramp, 0.99)[-1]
-    assert abs(lag - 0.99 / 0.01) < 1e-5
-    assert lag > 50
+    assert abs(lag - 0.99 / 0.01) < 1e-5  # not 0
 
 
 class Blobs:
@@ -404,11 +404,9 @@ def test_each_part_of_each_step_draws_anew():
     for run.step in range(3):
         seeds = [seed for _, seed in run.parts()]
         assert seeds == [derived_seed(5, 1, run.step, j) for j in range(4)]
+    model, batch = nn.Linear(2, 2), Blobs()[torch.arange(8)]
     for losses in (noisy_losses, dropout_losses):
-        drawn = [
-            accumulate(run.model, losses, [(Blobs()[torch.arange(8)], seed)])
-            for seed in (6, 6, 7)
-        ]
+        drawn = [accumulate(model, losses, [(batch, s)]) for s in (6, 6, 7)]
         assert drawn[0] == drawn[1] != drawn[2]
 
 
