@@ -314,15 +314,6 @@ def noisy_losses(model, batch, generator):
     return F.cross_entropy(model(x + 0.1 * noise), y, reduction="none")
 
 
-def small_plane() -> nn.Module:
-    torch.manual_seed(4)
-    return nn.Linear(2, 2).double()
-
-
-def plain_losses(model, batch, generator):
-    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-
-
 def fussy_run(folder=None, evaluate=None, losses=noisy_losses, **changes):
     """Train nine steps of a model with everything that draws or remembers."""
     torch.manual_seed(4)
@@ -399,6 +390,25 @@ def test_an_interrupted_run_is_the_same_run():
         assert same(interrupted(step), straight)
 
 
+def test_evaluation_leaves_no_trace():
+    def evaluate(run):
+        assert not run.model.training
+        assert not torch.is_grad_enabled()
+        torch.rand(3)
+        return {}
+
+    assert same(fussy_run(evaluate=evaluate), fussy_run())
+
+
+def small_plane() -> nn.Module:
+    torch.manual_seed(4)
+    return nn.Linear(2, 2).double()
+
+
+def plain_losses(model, batch, generator):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
 def test_each_part_of_each_step_draws_anew():
     run = fussy_run(micro_batches=4)
     for run.step in range(3):
@@ -426,14 +436,16 @@ def test_buffers_are_copied_to_the_average():
 def test_a_loss_that_is_no_number_ends_the_run():
     def broken(model, batch, generator):
         each = noisy_losses(model, batch, generator)
-        kept.append([p.clone() for p in model.parameters()])
-        return each * (math.nan if len(kept) == 11 else 1)
+        seen.append((model, [p.clone() for p in model.parameters()]))
+        return each * (math.nan if len(seen) == 11 else 1)
 
-    kept: list[list[Tensor]] = []
+    seen: list[tuple[nn.Module, list[Tensor]]] = []
     with pytest.raises(TrainingError, match="step 6: the loss is nan"):
         fussy_run(losses=broken)
-    assert len(kept) == 12  # two parts of six steps
-    assert all(p.isfinite().all() for p in kept[-1])
+    assert len(seen) == 12  # two parts of six steps
+    model, before = seen[-1]
+    for now, then in zip(model.parameters(), before, strict=True):
+        assert torch.equal(now, then)
 
 
 def test_weights_that_are_no_numbers_are_not_saved():
@@ -472,16 +484,6 @@ def test_a_run_can_be_made_longer():
         assert same(plain_run(9, folder), plain_run(9))
         with pytest.raises(TrainingError, match="this one ends at 5"):
             plain_run(5, folder)
-
-
-def test_evaluation_leaves_no_trace():
-    def evaluate(run):
-        assert not run.model.training
-        assert not torch.is_grad_enabled()
-        torch.rand(3)
-        return {}
-
-    assert same(fussy_run(evaluate=evaluate), fussy_run())
 
 
 def test_moments_that_are_forgotten():
