@@ -542,6 +542,11 @@ class Run:
             raise TrainingError(
                 f"{checkpoint} is not the checkpoint of a run"
             )
+        if step > self.config.steps:
+            raise TrainingError(
+                f"{checkpoint}: its run has done {step} steps, this one ends "
+                f"at {self.config.steps}"
+            )
         for name, mine in self._setup(step).items():
             if theirs.get(name) != mine:
                 raise TrainingError(
@@ -549,11 +554,6 @@ class Run:
                     f"this one has {mine}; go on with the same, or begin in "
                     "another folder"
                 )
-        if step > self.config.steps:
-            raise TrainingError(
-                f"{checkpoint}: its run has done {step} steps, this one ends "
-                f"at {self.config.steps}"
-            )
         load_checkpoint(self.model, checkpoint)
         self._remember(read_tensors(checkpoint / "optimizer"))
         if self.average is not None:

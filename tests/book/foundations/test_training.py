@@ -185,6 +185,22 @@ def test_the_library_recovers_the_same_gradient():
         assert layer.weight.grad.item() == pytest.approx(expected, rel=1e-3)
 
 
+def test_autocast_lowers_what_is_multiplied():
+    def losses(model, batch, generator):
+        logits = model(batch[0])
+        each = F.cross_entropy(logits, batch[1], reduction="none")
+        seen.append((logits.dtype, each.dtype))
+        return each
+
+    layer, seen = nn.Linear(2, 3), []
+    batch = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    for precision in ("float32", "bfloat16"):
+        accumulate(layer, losses, [(batch, 0)], precision)
+        assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == [(wide, wide), (narrow, wide)]
+
+
 def test_without_scaling_small_gradients_vanish():
     x = torch.logspace(-12, -8, 50).double()
     assert (through(x, torch.float16, 1.0) == 0).all()  # WRONG: no scale
@@ -427,6 +443,7 @@ def dropout_losses(model, batch, generator):
 
 def test_buffers_are_copied_to_the_average():
     run = fussy_run()
+    assert not run.averaged.training
     for mine, theirs in zip(
         run.averaged.buffers(), run.model.buffers(), strict=True
     ):
@@ -476,7 +493,13 @@ def test_a_run_can_be_made_longer():
         optimizer = AdamW(model.parameters())
         data, config = Blobs(torch.float64), Training(steps, 8)
         return train(
-            model, plain_losses, data, optimizer, config, folder=folder
+            model,
+            plain_losses,
+            data,
+            optimizer,
+            config,
+            schedule=lambda step: float(step < steps),  # 1 up to the end
+            folder=folder,
         )
 
     with tempfile.TemporaryDirectory() as folder:
@@ -541,7 +564,7 @@ def counted_losses(model, batch, generator):
 
 
 def usual_loop(model: nn.Module) -> tuple[list[dict], nn.Module]:
-    """Train nine steps without a library; return the log and the average."""
+    """Train nine steps as scripts do; return the log and the average."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     schedule = SequentialLR(
         optimizer,
