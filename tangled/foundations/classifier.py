@@ -87,7 +87,7 @@ def _level(before: int, after: int) -> nn.Sequential:
 
 def _block(before: int, after: int) -> tuple[nn.Module, ...]:
     """Return a convolution, its normalisation and its activation."""
-    # The normalisation has a bias, and takes out that of the convolution.
+    # The normalisation has a bias of its own.
     convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
     return convolution, nn.GroupNorm(8, after), nn.SiLU()
 

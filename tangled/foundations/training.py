@@ -132,7 +132,7 @@ def _seeded(device: torch.device, seed: int) -> torch.Generator:
     # torch.manual_seed asks every backend that torch knows, at 75 us a call.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        torch.cuda.default_generators[device.index].manual_seed(seed)
     return torch.Generator(device).manual_seed(seed)
 
 
@@ -560,6 +560,11 @@ class Run:
             raise TrainingError(
                 f"{checkpoint} is not the checkpoint of a run"
             )
+        if step > self.config.steps:
+            raise TrainingError(
+                f"{checkpoint}: its run has done {step} steps, this one ends "
+                f"at {self.config.steps}"
+            )
         for name, mine in self._setup(step).items():
             if theirs.get(name) != mine:
                 raise TrainingError(
@@ -567,11 +572,6 @@ class Run:
                     f"this one has {mine}; go on with the same, or begin in "
                     "another folder"
                 )
-        if step > self.config.steps:
-            raise TrainingError(
-                f"{checkpoint}: its run has done {step} steps, this one ends "
-                f"at {self.config.steps}"
-            )
         load_checkpoint(self.model, checkpoint)
         self._remember(read_tensors(checkpoint / "optimizer"))
         if self.average is not None:
@@ -791,13 +791,12 @@ def train(
             row["seconds"] = time.perf_counter() - began
             bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
             bar.update()
-            ends = stopped or run.step == config.steps
             judge = evaluate if _due(run, evaluate_every) else None
             if judge is not None:
                 row |= _evaluated(run, judge)
             if judge is not None or _due(run, log_every):
                 journal.add(row)
-            if ends or _due(run, save_every):
+            if stopped or _due(run, save_every):
                 journal.save()
     if stopped or stop():
         raise KeyboardInterrupt(
