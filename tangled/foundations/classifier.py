@@ -135,7 +135,8 @@ def learn(
 ) -> Run:
     """Train a classifier in batches of 64.
 
-    `build` makes it, and its first weights follow from the seed. The other arguments, and the errors, are those of `train`.
+    `build` makes it, and its first weights follow from the seed. The
+    other arguments, and the errors, are those of `train`.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
