@@ -827,7 +827,8 @@ def process_group() -> Iterator[torch.device]:
     """Yield the device of this process; under torchrun, join the others.
 
     It is a GPU if there is one, the process's own under torchrun (which
-    talks through NCCL then, and through gloo on the CPU).
+    talks through NCCL then, and through gloo on the CPU). Enter it once in a
+    program: PyTorch does not join the same processes twice.
     """
     cuda = torch.cuda.is_available()
     if "WORLD_SIZE" not in os.environ:

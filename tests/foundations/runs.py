@@ -20,8 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    allreduce_hook,
+)
 
 from tangled.foundations import classifier, training
 from tangled.foundations.training import (
@@ -126,6 +130,11 @@ def fussy(
 # ---- jobs
 
 
+def summary(run: Run) -> dict[str, float]:
+    """Return something to log."""
+    return {"by": run.model[0].weight.sum().item()}
+
+
 def stopped_in(steps: list[int]) -> None:
     """From now on, SIGTERM comes just before these steps."""
     update = Run.update
@@ -151,7 +160,7 @@ def train_it(
         for _ in range(2 if twice else 1):
             if str(run.step) in (signals or {}) and run.rank == rank:
                 os.kill(os.getpid(), signals[str(run.step)])
-        return {"by": run.model[0].weight.sum().item()}
+        return summary(run)
 
     twice, rank = arguments.pop("twice", False), arguments.pop("rank", 0)
     with process_group():
@@ -160,22 +169,29 @@ def train_it(
     return {"step": run.step, "weights": weights.tolist()}
 
 
-def share(losses: str, micro_batches: int) -> dict[str, list[float]]:
+def share(
+    losses: str, micro_batches: int, group: bool = True
+) -> dict[str, Any]:
     """Return a gradient and the weights after steps, in float64, with clipping and averages."""
-    with process_group():
+    with process_group() if group else contextlib.nullcontext():
         model = network(norm=False).double()
         config = Training(
-            6,
-            batch_size=12,
-            micro_batches=micro_batches,
-            max_norm=0.3,
-            ema_decay=0.5,
-            seed=1,
+            6, 12, micro_batches, max_norm=0.3, ema_decay=0.5, seed=1
         )
         optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
         run = Run(
             model, LOSSES[losses], Points(torch.float64), optimizer, config
         )
+        exchanges = []
+        if run.processes > 1:
+
+            def counted(
+                _: None, bucket: dist.GradBucket
+            ) -> torch.futures.Future[Tensor]:
+                exchanges.append(bucket.index())
+                return allreduce_hook(None, bucket)
+
+            run._parallel.register_comm_hook(None, counted)
         model.train()
         told, _ = run.gradient()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -190,6 +206,7 @@ def share(losses: str, micro_batches: int) -> dict[str, list[float]]:
         "items": [row["items"] for row in rows],
         "norm": [told["norm"], *(row["norm"] for row in rows)],
         "loss": [told["loss"], *(row["loss"] for row in rows)],
+        "exchanges": exchanges.count(0),
     }
 
 
@@ -202,14 +219,13 @@ def command(arguments: list[str], stop_at: int = -1) -> dict[str, Any]:
     return {"status": status, "out": out.getvalue(), "err": err.getvalue()}
 
 
-def both(folder: str, shares: dict[str, Any], told: str) -> dict[str, Any]:
+def both(folder: str, shares: dict[str, Any], told: str) -> None:
     """Tell of a share first, then train on and on."""
-    Path(f"{told}.{os.environ['RANK']}").write_text(
-        json.dumps(share(**shares))
-    )
-    return train_it(
-        folder=folder, steps=10**6, schedule="constant", save_every=None
-    )
+    with process_group():
+        found = share(**shares, group=False)
+        Path(f"{told}.{os.environ['RANK']}").write_text(json.dumps(found))
+        endless = {"steps": 10**6, "schedule": "constant", "save_every": None}
+        fussy(folder, evaluate=summary, **endless)
 
 
 JOBS = {"train": train_it, "share": share, "command": command, "both": both}

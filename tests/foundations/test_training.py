@@ -190,6 +190,24 @@ def test_handlers_of_the_caller_come_back_and_threads_are_left_alone():
     ]
 
 
+def test_the_log_is_flushed_before_the_save(tmp_path, monkeypatch):
+    """Else a power failure could leave a checkpoint without its rows."""
+    calls, fsync, save = [], os.fsync, Run.save
+
+    def flushed(handle):
+        calls.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def saved(run, folder):
+        calls.append("save")
+        return save(run, folder)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Run, "save", saved)
+    fussy(tmp_path, 4, save_every=None)
+    assert calls[:2] == [(tmp_path / "log.jsonl").stat().st_ino, "save"]
+
+
 # ---- no space
 
 
@@ -844,13 +862,16 @@ def torchrun(runs, tmp_path_factory) -> tuple[list[dict], Path, str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    log = folder / "log.jsonl"
+    log, until = folder / "log.jsonl", time.monotonic() + 120
     while process.poll() is None and not (
         log.exists() and log.read_text().count("\n") > 2
     ):
         time.sleep(0.02)
+        if time.monotonic() > until:
+            process.kill()
+            pytest.fail("two processes did not begin to train")
     process.terminate()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=60)
     files = sorted(told.parent.glob("told.*"))
     return [json.loads(file.read_text()) for file in files], folder, err
 
@@ -875,6 +896,7 @@ def test_two_processes_have_the_gradient_of_one(runs, torchrun):
             for name in ("loss", "norm"):
                 assert each[name] == pytest.approx(alone[name], rel=1e-6)
             assert each["items"] == alone["items"]
+            assert each["exchanges"] == 6  # one a step, whatever the parts
         assert len(set(alone["items"])) > 1 or losses == "noisy"
 
 
