@@ -634,6 +634,14 @@ def test_the_optimizer_can_be_used_again():
     assert run.optimizer.param_groups[0]["lr"] == 0.1
 
 
+def test_the_average_has_the_buffers_of_the_model():
+    run = fussy()
+    for name, buffer in run.model.named_buffers():
+        assert torch.equal(run.averaged.get_buffer(name), buffer)
+    assert run.averaged[1].num_batches_tracked > 0
+    assert not torch.equal(run.averaged[0].weight, run.model[0].weight)
+
+
 # ---- schedules
 
 
