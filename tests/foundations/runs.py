@@ -339,6 +339,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     except BaseException as error:
         told |= {"error": type(error).__name__, "message": str(error)}
     if accident is not None:
+        accident.end()
         told |= {"calls": accident.count, "written": accident.written}
     return told
 

@@ -82,6 +82,10 @@ def straight(runs, tmp_path_factory) -> Path:
     """A run that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     assert runs.do("train", folder=str(folder)).error is None
+    assert {path.name for path in folder.iterdir()} == {
+        "log.jsonl",
+        "step-00000006",
+    }
     return folder
 
 
@@ -111,6 +115,8 @@ def test_killed_at_every_call_to_the_file_system(
         end = runs.do("train", folder=str(folder), accident=accident)
         found = checkpoints(folder)
         assert 1 <= len(found) <= 2
+        for path in found:  # what has the name of a checkpoint is all of one
+            assert state(path)["step"] == int(path.name.removeprefix("step-"))
         if end.status == 0:
             break
         assert end.status == -signal.SIGKILL
@@ -213,14 +219,19 @@ def test_the_log_is_flushed_before_the_save(tmp_path, monkeypatch):
 
 
 @pytest.mark.verifies("thm-resume")
-@pytest.mark.parametrize("how", ["full", "small"])
-def test_a_full_disk_at_every_write(runs, tmp_path, straight, halfway, how):
+@pytest.mark.parametrize(
+    ("how", "phase"),
+    [("full", "save"), ("small", "save"), ("small", "start")],
+)
+def test_a_full_disk_at_every_write(
+    runs, tmp_path, straight, halfway, how, phase
+):
     for at in (
         range(1, 1000) if how == "full" else (*range(0, 1600, 200), 5000)
     ):
         folder = tmp_path / str(at)
         shutil.copytree(halfway, folder)
-        accident = {"how": how, "at": at}
+        accident = {"how": how, "at": at, "phase": phase}
         end = runs.do("train", folder=str(folder), accident=accident)
         if end.error is None:
             break
@@ -252,6 +263,8 @@ def poisoned(value: float, where: str, step: int = 4):
         if next(calls) // 2 == step - 1:
             if where == "loss":
                 return each * value
+            if where == "loss alone":
+                return each + value
             each.register_hook(lambda g: g * value)
         return each
 
@@ -259,7 +272,7 @@ def poisoned(value: float, where: str, step: int = 4):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("where", ["loss", "loss alone", "gradient"])
 def test_the_first_number_that_is_not_finite_ends_the_run(
     tmp_path, monkeypatch, value, where
 ):
@@ -620,6 +633,14 @@ def test_the_optimizer_can_be_used_again():
     """Its rate is its own after the run, whatever the schedule ended with."""
     run = fussy()
     assert run.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_the_average_has_the_buffers_of_the_model():
+    run = fussy()
+    for name, buffer in run.model.named_buffers():
+        assert torch.equal(run.averaged.get_buffer(name), buffer)
+    assert run.averaged[1].num_batches_tracked > 0
+    assert not torch.equal(run.averaged[0].weight, run.model[0].weight)
 
 
 # ---- schedules
