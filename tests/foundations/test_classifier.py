@@ -28,7 +28,7 @@ from tangled.foundations.classifier import (
     shapes_classifier,
 )
 from tangled.foundations.data import SHAPE_NAMES, digits, shapes
-from tangled.foundations.training import checkpoints, read_log
+from tangled.foundations.training import checkpoints, read_log, warmup_cosine
 
 
 def made(build=digits_classifier) -> Classifier:
@@ -80,6 +80,7 @@ def test_the_head_reads_the_features_and_dropout_is_for_training():
         torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
     )
     assert torch.equal(model(x0), model.head(model.features(x0)))
+    assert torch.equal(model.features(x0), model.body(x0).mean((2, 3)))
     assert not torch.equal(model.train()(x0), model(x0))
     assert torch.equal(model.features(x0), model.eval().features(x0))
 
@@ -125,9 +126,9 @@ def test_the_classifier_learns():
     answers = predictions(run.model.eval(), digits().test)
     assert (answers == digits().test.labels).double().mean() > 0.8
     assert [row["step"] for row in run.log] == [10, 20, 30, 40, 50, 60]
-    rates = [row["lr"] for row in run.log]
-    assert rates[0] == max(rates)
-    assert rates[-1] < 0.01 * rates[0]
+    factor = warmup_cosine(60, warmup=6)
+    for row in run.log:
+        assert row["lr"] == pytest.approx(3e-3 * factor(row["step"] - 1))
 
 
 def test_the_recipes_of_the_judges():
@@ -151,6 +152,10 @@ def test_recipes_save_what_they_train(tmp_path):
         load_checkpoint(again, checkpoints(folder)[-1])
         assert all(map(torch.equal, again.parameters(), model.parameters()))
         assert log == read_log(folder)
+        other, _ = recipes()[name].make(
+            tmp_path / f"{name} 2", **settings | {"seed": 2}
+        )
+        assert not torch.equal(other.head.weight, model.head.weight)
 
 
 def test_the_judge_of_shapes_has_not_seen_the_tests(tmp_path, monkeypatch):
