@@ -528,16 +528,15 @@ class Run:
 
         Implements thm-resume (book/foundations/training.md).
         """
-        tensors = model_tensors(self.model)
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
                 raise TrainingError(
                     f"step {self.step}: {name} has an entry that is not finite"
                 )
         target = Path(folder) / f"step-{self.step:08d}"
         with new_folder(target) as partial:
             setup = {"step": self.step, "setup": self._setup(self.step)}
-            write_checkpoint(partial, tensors, setup)
+            write_checkpoint(partial, model_tensors(self.model), setup)
             (partial / "optimizer").mkdir()
             write_checkpoint(partial / "optimizer", self._remembered(), {})
             if self.average is not None:

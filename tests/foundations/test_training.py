@@ -197,6 +197,17 @@ def test_handlers_of_the_caller_come_back_and_threads_are_left_alone():
     ]
 
 
+def test_a_mask_with_infinities_is_saved(tmp_path):
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.register_buffer("mask", torch.full((2,), -math.inf))
+
+    run = fussy(tmp_path, 4, model=Masked)
+    found = read_tensors(checkpoints(tmp_path)[-1])
+    assert torch.equal(found["mask"], run.model.mask)
+
+
 def test_the_log_is_flushed_before_the_save(tmp_path, monkeypatch):
     """Else a power failure could leave a checkpoint without its rows."""
     calls, fsync, save = [], os.fsync, Run.save
