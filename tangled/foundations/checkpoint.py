@@ -35,6 +35,7 @@ __all__ = [
     "Route",
     "explained",
     "load_checkpoint",
+    "locked",
     "match_keys",
     "model_tensors",
     "new_folder",
@@ -470,20 +471,28 @@ def _flush_tree(folder: Path) -> None:
             _flush(os.path.join(where, name))
 
 
-def _lock(folder: Path) -> int | None:
-    """Return a handle that locks a folder while its process lives.
+@contextmanager
+def locked(folder: str | Path) -> Iterator[bool]:
+    """Lock a folder; the system frees it even if the process is killed.
 
-    If another has the lock, a BlockingIOError; None where there are no locks.
+    Yields:
+        Whether it is locked: False on a file system without locks.
+
+    Raises:
+        BlockingIOError: if somebody else has locked it.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
             raise
-        return None
-    return handle
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -491,11 +500,9 @@ def _remove_leftovers(target: Path) -> None:
     for partial in target.parent.glob(
         f".{glob.escape(target.name)}.*.partial"
     ):
-        with suppress(OSError):  # locked, or gone already
-            handle = _lock(partial)
-            if handle is not None:
+        with suppress(OSError), locked(partial) as held:  # or gone already
+            if held:
                 shutil.rmtree(partial, ignore_errors=True)
-                os.close(handle)
 
 
 def _refuse_existing(target: Path) -> None:
@@ -531,19 +538,16 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         unique = f".{target.name}.{secrets.token_hex(4)}.partial"
         partial = target.with_name(unique)
         partial.mkdir()
-        lock = _lock(partial)
-        try:
-            yield partial
-            _flush_tree(partial)
-            _refuse_existing(target)
-            partial.rename(target)
-            _flush(target.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        finally:
-            if lock is not None:
-                os.close(lock)
+        with locked(partial):
+            try:
+                yield partial
+                _flush_tree(partial)
+                _refuse_existing(target)
+                partial.rename(target)
+                _flush(target.parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
 
 
 def save_checkpoint(

@@ -12,9 +12,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
+    ExitStack,
     closing,
     contextmanager,
     nullcontext,
@@ -36,6 +37,7 @@ from tqdm import tqdm
 from tangled.foundations.checkpoint import (
     explained,
     load_checkpoint,
+    locked,
     model_tensors,
     new_folder,
     read_config,
@@ -603,9 +605,20 @@ def _line(row: Row) -> str:
     return json.dumps(row) + "\n"
 
 
-def _rows(lines: Iterable[str]) -> list[Row]:
+def _rows(file: IO[str]) -> list[Row]:
     """Return the rows of a log, without a last one that was cut in half."""
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows: list[Row] = []
+    for number, line in enumerate(file, 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+            rows.append({"step": row["step"], **row})
+        except (ValueError, TypeError, KeyError):
+            raise TrainingError(
+                f"{file.name}: line {number} is not a row of a log"
+            ) from None
+    return rows
 
 
 def read_log(folder: str | Path) -> list[Row]:
@@ -613,17 +626,34 @@ def read_log(folder: str | Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: if the folder has no log.
+        TrainingError: if a line of it is not a row.
     """
     with Path(folder, "log.jsonl").open() as file:
         return _rows(file)
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest ones."""
+    """Remove all checkpoints but the newest ones, and parts of others."""
     for path in checkpoints(folder)[:-keep]:
         path.rename(path.with_name(f".{path.name}.old"))
-    for path in folder.glob(".step-*.old"):
-        shutil.rmtree(path, ignore_errors=True)
+    for kind in ("old", "partial"):
+        for path in folder.glob(f".step-*.{kind}"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _alone(run: Run, folder: str | Path | None) -> Iterator[None]:
+    """Let no other run write in the folder at the same time."""
+    with ExitStack() as held:
+        if folder is not None and run.rank == 0:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(locked(folder))
+            except BlockingIOError:
+                raise TrainingError(
+                    f"another run writes in {folder}"
+                ) from None
+        yield
 
 
 class _Journal:
@@ -640,16 +670,18 @@ class _Journal:
         for newest in checkpoints(self.folder)[-1:]:
             run.restore(newest)
         if run.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.file = (self.folder / "log.jsonl").open("a+", buffering=1)
-            run.log = self._cut(self.file, run.step)
+            _prune(self.folder, keep)
+            log = self.folder / "log.jsonl"
+            run.log = self._cut(log, run.step)
+            self.file = log.open("a", buffering=1)
 
     @staticmethod
-    def _cut(file: IO[str], step: int) -> list[Row]:
+    def _cut(log: Path, step: int) -> list[Row]:
         """Cut a log back to its rows up to a step, and return these."""
-        file.seek(0)
-        rows = [row for row in _rows(file) if row["step"] <= step]
-        file.truncate(sum(len(_line(row)) for row in rows))
+        with log.open("a+") as file:
+            file.seek(0)
+            rows = [row for row in _rows(file) if row["step"] <= step]
+            file.truncate(sum(len(_line(row)) for row in rows))
         return rows
 
     def add(self, row: Row) -> None:
@@ -753,10 +785,10 @@ def train(
         The run after its last step, with `averaged` and `log`.
 
     Raises:
-        ValueError: if an argument is out of range, or the batch is larger
-            than the data.
-        TrainingError: if the loss is not finite, or the folder has another
-            run's checkpoint; the last checkpoint stays.
+        ValueError: if an argument is out of range, the batch is larger than
+            the data, or `evaluate` uses a name of the log's own.
+        TrainingError: if the loss is not finite, another run writes in the
+            folder, or it has another's checkpoint; the last one stays.
         CheckpointError: if a checkpoint cannot be read or written.
         KeyboardInterrupt: after SIGINT or SIGTERM, when all is saved.
     """
@@ -772,6 +804,7 @@ def train(
     device = next(model.parameters()).device
     with (
         closing(run),
+        _alone(run, folder),
         _Journal(run, folder, keep) as journal,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         interruptible() as stop,
@@ -792,7 +825,7 @@ def train(
             bar.update()
             judge = evaluate if _due(run, evaluate_every) else None
             if judge is not None:
-                row |= _evaluated(run, judge)
+                row |= _evaluated(run, judge, row)
             if judge is not None or _due(run, log_every):
                 journal.add(row)
             if stopped or _due(run, save_every):
@@ -811,13 +844,17 @@ def _due(run: Run, every: int | None) -> bool:
 
 
 def _evaluated(
-    run: Run, evaluate: Callable[[Run], Mapping[str, float]]
+    run: Run, evaluate: Callable[[Run], Mapping[str, float]], row: Row
 ) -> Row:
     """Return what an evaluation finds, made in evaluation mode."""
     run.model.eval()
     with torch.no_grad():
         found = {name: float(x) for name, x in evaluate(run).items()}
     run.model.train()
+    if taken := sorted(found.keys() & row.keys()):
+        raise ValueError(
+            f"evaluate must use other names than the log's own, got {taken}"
+        )
     return found
 
 

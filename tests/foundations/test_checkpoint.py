@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out, what is bad is refused, and no accident loses anything."""
 
+import contextlib
 import errno
 import json
 import os
@@ -29,6 +30,7 @@ from tangled.foundations.checkpoint import (
     CheckpointError,
     KeyMap,
     load_checkpoint,
+    locked,
     match_keys,
     model_tensors,
     new_folder,
@@ -742,18 +744,18 @@ def test_a_writer_whose_folder_another_is_removing_gives_up(
     tmp_path, monkeypatch
 ):
     """Between the making of a folder and its lock, another may take it for a dead one's."""
-    mkdir, held = Path.mkdir, []
+    mkdir, held = Path.mkdir, contextlib.ExitStack()
 
     def made_and_taken(path: Path, *arguments: object, **options: object):
         mkdir(path, *arguments, **options)
-        held.append(checkpoint._lock(path))
+        held.enter_context(locked(path))
 
     monkeypatch.setattr(Path, "mkdir", made_and_taken)
     sentence = refused(lambda: save_checkpoint(tmp_path / "a", example(), {}))
     monkeypatch.undo()
     assert sentence.startswith(f"cannot write {tmp_path}/a: ")
     assert not (tmp_path / "a").exists()
-    os.close(held[0])
+    held.close()
     save_checkpoint(tmp_path / "a", example(), {})
     assert os.listdir(tmp_path) == ["a"]
 
@@ -766,6 +768,19 @@ def test_where_there_are_no_locks_nothing_is_removed(tmp_path, monkeypatch):
     (tmp_path / ".a.0123abcd.partial").mkdir()
     save_checkpoint(tmp_path / "a", example(), {})
     assert sorted(os.listdir(tmp_path)) == [".a.0123abcd.partial", "a"]
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path):
+    with locked(tmp_path) as held:
+        assert held
+        with pytest.raises(BlockingIOError), locked(str(tmp_path)):
+            pass
+        with pytest.raises(FileNotFoundError), locked(tmp_path / "none"):
+            pass
+    with pytest.raises(ValueError), locked(tmp_path):  # noqa: PT011
+        raise ValueError
+    with locked(tmp_path) as held:
+        assert held
 
 
 def test_leftovers_of_other_names_stay(tmp_path):

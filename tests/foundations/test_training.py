@@ -522,6 +522,66 @@ def test_a_folder_without_a_log(tmp_path):
         read_log(tmp_path)
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    """The second is refused before it touches anything; the first goes on."""
+
+    def evaluate(run: Run) -> dict[str, float]:
+        before = contents(tmp_path)
+        with pytest.raises(TrainingError) as error:
+            fussy(tmp_path, evaluate_every=None)
+        assert str(error.value) == f"another run writes in {tmp_path}"
+        assert contents(tmp_path) == before
+        return {}
+
+    run = fussy(tmp_path, evaluate=evaluate, evaluate_every=3)
+    assert run.step == 6
+    with pytest.raises(TrainingError, match="its run has seed 5"):
+        fussy(tmp_path, seed=6)
+    assert fussy(tmp_path).log == run.log  # a refused run frees the folder
+
+
+def test_what_killed_runs_left_is_removed(tmp_path):
+    fussy(tmp_path, keep=3)
+    for name in (
+        ".step-00000005.0123abcd.partial",
+        ".step-00000001.old",
+        "mine",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
+    fussy(tmp_path, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "log.jsonl",
+        "mine",
+        "step-00000006",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", ["", "{", "[1, 2]", "1", '"step"', '{"loss": 1.0}', "\xff"]
+)
+def test_a_log_with_a_line_that_is_no_row(tmp_path, line):
+    fussy(tmp_path)
+    log = tmp_path / "log.jsonl"
+    first, rest = log.read_text().split("\n", 1)
+    log.write_bytes(f"{first}\n{line}\n{rest}".encode())
+    before = contents(tmp_path)
+    for use in (read_log, fussy):
+        with pytest.raises(
+            TrainingError, match=r"log.jsonl: line 2 is not a row of a log"
+        ):
+            use(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["step", "lr", "loss", "norm", "items", "seconds"]
+)
+def test_an_evaluation_has_names_of_its_own(name):
+    with pytest.raises(ValueError, match=f"got \\['{name}'\\]"):
+        fussy(evaluate=lambda run: {name: 1.0, "mine": 2.0})
+
+
 # ---- gradients
 
 

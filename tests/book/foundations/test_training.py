@@ -547,8 +547,8 @@ def test_weights_that_lose_bits_on_the_disk():
 def test_a_log_that_is_not_cut_back():
     exact = _Journal._cut
 
-    def keep_all(file, step):  # WRONG: rows after the checkpoint stay
-        return exact(file, 9)
+    def keep_all(log, step):  # WRONG: rows after the checkpoint stay
+        return exact(log, 9)
 
     straight = fussy_run()
     with patch.object(_Journal, "_cut", staticmethod(keep_all)):
