@@ -19,6 +19,7 @@ from loom import kernel
 from loom.book import Book, Chapter
 from loom.digest import modules
 from loom.errors import INTERRUPTED
+from loom.tangle import tangle
 
 __all__ = ["main", "make", "seconds", "wanted"]
 
@@ -71,8 +72,6 @@ def make(root: Path, stdout: int | None = subprocess.DEVNULL) -> int:
 
 def seconds(book: Book) -> dict[str, float]:
     """How long the weights took to make, by the chapter that their recipe stands in."""
-    from loom.tangle import tangle
-
     try:
         table = json.loads((kernel.artifacts(book.root) / "table.json").read_text("utf-8"))
     except (OSError, ValueError):
