@@ -110,7 +110,7 @@ def main() -> None:
     """Measure all sizes and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=31)
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
@@ -122,8 +122,8 @@ def main() -> None:
     }
     if device.type == "cuda":
         # Steps are short there: more of them, and a model that is work for it.
-        sizes["very wide, 32 x 32"] = (32, 3, 256, 3, 0)
         sizes = {name: (*size[:-1], 100) for name, size in sizes.items()}
+        sizes["very wide, 32 x 32"] = (32, 3, 256, 3, 100)
     for name, (size, channels, width, levels, steps) in tqdm(
         sizes.items(), disable=None
     ):

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -554,9 +555,7 @@ def as_nobody() -> Iterator[None]:
 
 
 def test_read_only_folder(tmp_path_factory, as_nobody):
-    import tempfile
-
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+    with TemporaryDirectory(dir="/tmp") as name:
         home = Path(name)
         save_checkpoint(home / "old", example(), {})
         home.chmod(0o500)
@@ -571,9 +570,7 @@ def test_read_only_folder(tmp_path_factory, as_nobody):
 
 
 def test_unreadable_file(tmp_path_factory, as_nobody):
-    import tempfile
-
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+    with TemporaryDirectory(dir="/tmp") as name:
         home = Path(name)
         save_checkpoint(home / "a", example(), {})
         file = home / "a" / "model.safetensors"
@@ -584,9 +581,7 @@ def test_unreadable_file(tmp_path_factory, as_nobody):
 
 
 def test_unreadable_folder(tmp_path_factory, as_nobody):
-    import tempfile
-
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+    with TemporaryDirectory(dir="/tmp") as name:
         home = Path(name)
         save_checkpoint(home / "a", example(), {})
         (home / "a").chmod(0)

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -40,13 +39,10 @@ from tangled.foundations.training import (
     train,
     warmup_cosine,
 )
+from tests.foundations import runs as helpers
+from tests.foundations.runs import Points, fussy, network, noisy_losses
 
-RUNS = Path(__file__).with_name("runs.py")
-spec = importlib.util.spec_from_file_location("runs", RUNS)
-helpers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(helpers)
-Points, fussy, network = helpers.Points, helpers.fussy, helpers.network
-noisy_losses = helpers.noisy_losses
+RUNS = helpers.__file__
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -342,16 +338,9 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
 @pytest.fixture(scope="module")
 def five(tmp_path_factory) -> Path:
     """A run of five steps with a constant schedule."""
-    folder = tmp_path_factory.mktemp("four")
+    folder = tmp_path_factory.mktemp("five")
     fussy(folder, 5, schedule="constant")
     return folder
-
-
-def swapped() -> nn.Module:
-    """The network, with other parameters frozen; as many as `half`."""
-    model = network()
-    model[4].requires_grad_(False)
-    return model
 
 
 def half() -> nn.Module:
@@ -594,9 +583,7 @@ def gradient(run: Run) -> tuple[dict[str, float], torch.Tensor]:
     return told, torch.cat(flat)
 
 
-def exact_run(
-    micro_batches=1, max_norm=None, losses="masked", **changes
-) -> Run:
+def exact_run(micro_batches=1, max_norm=None) -> Run:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(2, 5), nn.SiLU(), nn.Linear(5, 2)
@@ -953,7 +940,7 @@ def torchrun(runs, tmp_path_factory) -> tuple[list[dict], Path, str]:
     job = {"what": "both", "arguments": arguments}
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     process = subprocess.Popen(
-        [*words, "--nproc-per-node=2", str(RUNS), json.dumps(job)],
+        [*words, "--nproc-per-node=2", RUNS, json.dumps(job)],
         env=runs.environment,
         stderr=subprocess.PIPE,
         text=True,

@@ -20,7 +20,7 @@ def test_a_wrong_answer_that_is_accepted_is_told(
     planted: tuple[int, ...],
 ) -> None:
     with pytest.raises(
-        AssertionError, match="^check_even accepts a wrong answer$"
+        AssertionError, match=r"^check_even accepts a wrong answer$"
     ):
         refuses(check_even, *planted)
 

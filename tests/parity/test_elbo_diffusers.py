@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from tangled.diffusion.elbo import posterior, posterior_var
 from tangled.diffusion.schedule import to_index
-from tests.parity.conftest import SCHEDULES, pair
+from tests.parity.schedules import SCHEDULES, pair
 
 STEPS = [1, 2, 3, 10, 100, 500, 999, 1000]
 
@@ -34,7 +34,8 @@ def test_fixed_small_is_the_posterior_variance(name):
     assert theirs[0] == torch.tensor(1e-20)  # their stand-in for 0
     # 1 - alpha_bar in float32 loses up to four digits near the data end
     assert_close(theirs[1:], ours[2:], rtol=5e-3, atol=0)
-    assert_close(theirs[100:], ours[101:], rtol=5e-4, atol=0)
+    later = 5e-4 if name == "sigmoid" else 2e-4
+    assert_close(theirs[100:], ours[101:], rtol=later, atol=0)
     _, library = library_of(name)
     for t in range(2, 1001):
         exact = library._get_variance(to_index(t))

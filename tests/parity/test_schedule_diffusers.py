@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from tangled.diffusion.forward import diffuse
 from tangled.diffusion.schedule import to_index
-from tests.parity.conftest import SCHEDULES, pair
+from tests.parity.schedules import SCHEDULES, pair
 
 
 @pytest.mark.parametrize("T", [10, 100, 1000])

@@ -249,7 +249,7 @@ def averages(rows: Tensor, decay: float) -> Tensor:
 def test_weights_of_the_average():
     for decay in (0.0, 0.5, 0.9, 0.97):
         n, mean_until = 400, int(1 / (1 - decay) + 1e-9)
-        weights = averages(torch.eye(n).double(), decay)  # row n-1: w_{n,k}
+        weights = averages(torch.eye(n).double(), decay)  # row K-1: w_{K,k}
         totals = weights.sum(1)
         torch.testing.assert_close(totals, torch.ones_like(totals))
         early = weights[mean_until - 1, :mean_until]
