@@ -45,6 +45,7 @@ __all__ = [
     "read_shapes",
     "read_tensor",
     "read_tensors",
+    "remove_leftovers",
     "save_checkpoint",
     "write_checkpoint",
     "write_file",
@@ -471,9 +472,22 @@ def _flush_tree(folder: Path) -> None:
             _flush(os.path.join(where, name))
 
 
+def _taken(handle: int) -> bool:
+    """Lock an open folder; False if the file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def locked(folder: str | Path) -> Iterator[bool]:
     """Lock a folder; the system frees it even if the process is killed.
+
+    (Then not before the processes have ended that it forked.)
 
     Yields:
         Whether it is locked: False on a file system without locks.
@@ -483,23 +497,21 @@ def locked(folder: str | Path) -> Iterator[bool]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except BlockingIOError:
-            raise
-        except OSError:
-            held = False
-        yield held
+        yield _taken(handle)
     finally:
+        with suppress(OSError):  # without locks
+            fcntl.flock(handle, fcntl.LOCK_UN)  # also for forked processes
         os.close(handle)
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove what killed writers of `target` left; live ones hold a lock."""
-    for partial in target.parent.glob(
-        f".{glob.escape(target.name)}.*.partial"
-    ):
+def remove_leftovers(home: Path, name: str) -> None:
+    """Remove what killed writers of folders left; live ones hold a lock.
+
+    Args:
+        home: the folder in which they were to be.
+        name: their names, as a pattern of `glob`.
+    """
+    for partial in home.glob(f".{name}.*.partial"):
         with suppress(OSError), locked(partial) as held:  # or gone already
             if held:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -534,7 +546,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     target = Path(folder).absolute()
     with explained(f"write {target}"):
         _refuse_existing(target)
-        _remove_leftovers(target)
+        remove_leftovers(target.parent, glob.escape(target.name))
         unique = f".{target.name}.{secrets.token_hex(4)}.partial"
         partial = target.with_name(unique)
         partial.mkdir()

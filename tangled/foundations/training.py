@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from tangled.foundations.checkpoint import (
+    CheckpointError,
     explained,
     load_checkpoint,
     locked,
@@ -42,6 +43,7 @@ from tangled.foundations.checkpoint import (
     new_folder,
     read_config,
     read_tensors,
+    remove_leftovers,
     write_checkpoint,
 )
 
@@ -605,19 +607,23 @@ def _line(row: Row) -> str:
     return json.dumps(row) + "\n"
 
 
-def _rows(file: IO[str]) -> list[Row]:
+def _rows(log: Path) -> list[Row]:
     """Return the rows of a log, without a last one that was cut in half."""
     rows: list[Row] = []
-    for number, line in enumerate(file, 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            row = json.loads(line)
-            rows.append({"step": row["step"], **row})
-        except (ValueError, TypeError, KeyError):
-            raise TrainingError(
-                f"{file.name}: line {number} is not a row of a log"
-            ) from None
+    with log.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                fine = type(row["step"]) is int
+            except (ValueError, TypeError, KeyError, RecursionError):
+                fine = False
+            if not fine:
+                raise TrainingError(
+                    f"{log}: line {number} is not a row of a log"
+                )
+            rows.append(row)
     return rows
 
 
@@ -628,32 +634,16 @@ def read_log(folder: str | Path) -> list[Row]:
         FileNotFoundError: if the folder has no log.
         TrainingError: if a line of it is not a row.
     """
-    with Path(folder, "log.jsonl").open() as file:
-        return _rows(file)
+    return _rows(Path(folder, "log.jsonl"))
 
 
 def _prune(folder: Path, keep: int) -> None:
     """Remove all checkpoints but the newest ones, and parts of others."""
     for path in checkpoints(folder)[:-keep]:
         path.rename(path.with_name(f".{path.name}.old"))
-    for kind in ("old", "partial"):
-        for path in folder.glob(f".step-*.{kind}"):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _alone(run: Run, folder: str | Path | None) -> Iterator[None]:
-    """Let no other run write in the folder at the same time."""
-    with ExitStack() as held:
-        if folder is not None and run.rank == 0:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            try:
-                held.enter_context(locked(folder))
-            except BlockingIOError:
-                raise TrainingError(
-                    f"another run writes in {folder}"
-                ) from None
-        yield
+    for path in folder.glob(".step-*.old"):
+        shutil.rmtree(path, ignore_errors=True)
+    remove_leftovers(folder, "step-*")
 
 
 class _Journal:
@@ -670,18 +660,16 @@ class _Journal:
         for newest in checkpoints(self.folder)[-1:]:
             run.restore(newest)
         if run.rank == 0:
-            _prune(self.folder, keep)
-            log = self.folder / "log.jsonl"
-            run.log = self._cut(log, run.step)
-            self.file = log.open("a", buffering=1)
+            run.log = self._cut(self.folder / "log.jsonl", run.step)
+            with explained(f"write in {self.folder}"):
+                _prune(self.folder, keep)
 
     @staticmethod
     def _cut(log: Path, step: int) -> list[Row]:
         """Cut a log back to its rows up to a step, and return these."""
-        with log.open("a+") as file:
-            file.seek(0)
-            rows = [row for row in _rows(file) if row["step"] <= step]
-            file.truncate(sum(len(_line(row)) for row in rows))
+        log.touch()
+        rows = [row for row in _rows(log) if row["step"] <= step]
+        os.truncate(log, sum(len(_line(row)) for row in rows))
         return rows
 
     def add(self, row: Row) -> None:
@@ -702,6 +690,9 @@ class _Journal:
             dist.barrier()  # none ends before the checkpoint is there
 
     def __enter__(self) -> "_Journal":
+        if self.folder is not None and self.run.rank == 0:
+            log = self.folder / "log.jsonl"
+            self.file = log.open("a", buffering=1)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -716,6 +707,43 @@ class _Journal:
         """Say what is on the disk."""
         found = [] if self.folder is None else checkpoints(self.folder)
         return f"kept: {found[-1]}" if found else "no checkpoint was written"
+
+
+@contextmanager
+def _all_or_none(run: Run) -> Iterator[None]:
+    """If a process is refused in here, refuse all of them, and say why."""
+    refusal = None
+    try:
+        yield
+    except (TrainingError, CheckpointError, OSError) as error:
+        refusal = error
+    told: list[str | None] = [None] * run.processes
+    if run.processes > 1:
+        dist.all_gather_object(told, refusal and str(refusal))
+    if refusal is not None:
+        raise refusal
+    for sentence in told:
+        if sentence is not None:
+            raise TrainingError(sentence)
+
+
+@contextmanager
+def _opened(
+    run: Run, folder: str | Path | None, keep: int
+) -> Iterator[_Journal]:
+    """Take a folder for this run alone, and go on from what is there."""
+    with ExitStack() as held:
+        with _all_or_none(run):
+            if folder is not None and run.rank == 0:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(locked(folder))
+                except BlockingIOError:
+                    raise TrainingError(
+                        f"another run writes in {folder}"
+                    ) from None
+            journal = _Journal(run, folder, keep)
+        yield held.enter_context(journal)
 
 
 @contextmanager
@@ -787,9 +815,10 @@ def train(
     Raises:
         ValueError: if an argument is out of range, the batch is larger than
             the data, or `evaluate` uses a name of the log's own.
-        TrainingError: if the loss is not finite, another run writes in the
-            folder, or it has another's checkpoint; the last one stays.
+        TrainingError: if the loss is not finite; or if another run writes in
+            the folder, or has left a checkpoint there. What was saved stays.
         CheckpointError: if a checkpoint cannot be read or written.
+        OSError: if the folder cannot be made or its log not be opened.
         KeyboardInterrupt: after SIGINT or SIGTERM, when all is saved.
     """
     for name, value in (
@@ -804,8 +833,7 @@ def train(
     device = next(model.parameters()).device
     with (
         closing(run),
-        _alone(run, folder),
-        _Journal(run, folder, keep) as journal,
+        _opened(run, folder, keep) as journal,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         interruptible() as stop,
         tqdm(
@@ -824,12 +852,20 @@ def train(
             bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
             bar.update()
             judge = evaluate if _due(run, evaluate_every) else None
+            clash: list[str] = []
             if judge is not None:
-                row |= _evaluated(run, judge, row)
+                found = _evaluated(run, judge)
+                clash = sorted(found.keys() & row.keys())
+                row = row | found | row
             if judge is not None or _due(run, log_every):
                 journal.add(row)
-            if stopped or _due(run, save_every):
+            if stopped or clash or _due(run, save_every):
                 journal.save()
+            if clash:
+                raise ValueError(
+                    "evaluate must use other names than the log's own, "
+                    f"got {clash}"
+                )
     if stopped or stop():
         raise KeyboardInterrupt(
             f"stopped after step {run.step}; {journal.kept()}"
@@ -844,17 +880,13 @@ def _due(run: Run, every: int | None) -> bool:
 
 
 def _evaluated(
-    run: Run, evaluate: Callable[[Run], Mapping[str, float]], row: Row
+    run: Run, evaluate: Callable[[Run], Mapping[str, float]]
 ) -> Row:
     """Return what an evaluation finds, made in evaluation mode."""
     run.model.eval()
     with torch.no_grad():
         found = {name: float(x) for name, x in evaluate(run).items()}
     run.model.train()
-    if taken := sorted(found.keys() & row.keys()):
-        raise ValueError(
-            f"evaluate must use other names than the log's own, got {taken}"
-        )
     return found
 
 

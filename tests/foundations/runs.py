@@ -165,6 +165,7 @@ def train_it(
     twice, rank = arguments.pop("twice", False), arguments.pop("rank", 0)
     with process_group():
         run = fussy(evaluate=evaluate, **arguments)
+        assert run._parallel is run.model  # none outlives its group
     weights = torch.cat([p.flatten() for p in run.model.parameters()])
     return {"step": run.step, "weights": weights.tolist()}
 
@@ -314,7 +315,8 @@ class Accident:
             event == "open"
             and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
         )
-        if writes and event != "fsync":
+        removes = event in ("os.remove", "os.rmdir")
+        if removes or (writes and event != "fsync"):
             self.written.append(str(arguments[0]))
         if not self.watching or (self.how == "full" and not writes):
             return

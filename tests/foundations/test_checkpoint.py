@@ -41,6 +41,7 @@ from tangled.foundations.checkpoint import (
     read_shapes,
     read_tensor,
     read_tensors,
+    remove_leftovers,
     save_checkpoint,
     write_checkpoint,
     write_file,
@@ -776,6 +777,77 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path):
         raise ValueError
     with locked(tmp_path) as held:
         assert held
+
+
+def test_a_refused_lock_leaves_no_handle(tmp_path):
+    with locked(tmp_path):
+        before = os.listdir("/proc/self/fd")
+        for _ in range(3):
+            with pytest.raises(BlockingIOError), locked(tmp_path):
+                pass
+        assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_lock_ends_with_its_block_and_no_program_inherits_it(tmp_path):
+    """Neither a program started in the block nor a process forked there keeps it."""
+    read, write = os.pipe()
+    with locked(tmp_path):
+        program = subprocess.Popen(
+            [sys.executable, "-c", "input()"],
+            stdin=subprocess.PIPE,
+            close_fds=False,
+        )
+        pid = os.fork()
+        if pid == 0:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+    try:
+        with locked(tmp_path) as held:
+            assert held
+    finally:
+        program.communicate(b"\n")
+        os.close(write)
+        os.close(read)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("step", ["_flush_tree", "_refuse_existing"])
+def test_a_save_is_locked_until_it_has_its_name(tmp_path, monkeypatch, step):
+    original = getattr(checkpoint, step)
+
+    def meanwhile(path: Path) -> None:
+        remove_leftovers(tmp_path, "a")
+        original(path)
+
+    with new_folder(tmp_path / "a") as partial:
+        (partial / "file").write_text("x")
+        monkeypatch.setattr(checkpoint, step, meanwhile)
+    assert os.listdir(tmp_path / "a") == ["file"]
+
+
+def test_leftovers_that_are_gone_or_may_not_be_opened(tmp_path, monkeypatch):
+    gone, other = (tmp_path / f".a.{i}.partial" for i in (0, 1))
+    other.mkdir()
+    opened = os.open
+
+    def refuses(path, *arguments, **options):
+        if os.fspath(path) == str(other):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone, other]))
+    monkeypatch.setattr(os, "open", refuses)
+    save_checkpoint(tmp_path / "a", example(), {})
+    assert other.is_dir()
+
+
+def test_the_path_of_a_save_is_that_of_its_beginning(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with new_folder("a"):
+        monkeypatch.chdir("other")
+    assert (tmp_path / "a").is_dir()
 
 
 def test_leftovers_of_other_names_stay(tmp_path):

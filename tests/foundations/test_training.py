@@ -23,9 +23,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
+from tangled.foundations import training
 from tangled.foundations.checkpoint import (
     CheckpointError,
+    locked,
     model_tensors,
+    new_folder,
     read_config,
     read_tensors,
     save_checkpoint,
@@ -529,6 +532,87 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     assert fussy(tmp_path).log == run.log  # a refused run frees the folder
 
 
+def test_runs_beside_each_other_and_below(tmp_path):
+    def evaluate(run: Run) -> dict[str, float]:
+        with torch.enable_grad():
+            for other in (tmp_path / "b", tmp_path / "a" / "below" / "it"):
+                assert fussy(other, evaluate_every=None).step == 6
+        return {}
+
+    fussy(tmp_path / "a", evaluate=evaluate, evaluate_every=6)
+
+
+def test_what_cannot_be_locked_is_no_other_run(tmp_path, monkeypatch):
+    def closed(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(training, "locked", closed)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        fussy(tmp_path)
+
+
+@pytest.mark.parametrize("refused", ["lock", "log"])
+def test_a_refusal_of_one_process_is_one_of_all(runs, tmp_path, refused):
+    """Only the first has the lock and the log; the others would wait for it."""
+    with contextlib.ExitStack() as held:
+        if refused == "lock":
+            held.enter_context(locked(tmp_path))
+            said = f"another run writes in {tmp_path}"
+        else:
+            (tmp_path / "log.jsonl").write_text("{\n")
+            said = f"{tmp_path}/log.jsonl: line 1 is not a row of a log"
+        ends = runs.all("train", processes=2, folder=str(tmp_path))
+    told = [(end.error, end.message) for end in ends]
+    assert told == [("TrainingError", said)] * 2
+
+
+def test_two_processes_have_one_lock_and_remove_once(runs, tmp_path):
+    ask = {"processes": 2, "folder": str(tmp_path)}
+    assert [end.error for end in runs.all("train", **ask)] == [None, None]
+    (tmp_path / ".step-00000001.old").mkdir()
+    ends = runs.all("train", accident={"how": "list"}, **ask)
+    assert [end.error for end in ends] == [None, None]
+    first, second = (
+        [path for path in end.written if str(tmp_path) in path]
+        for end in ends
+    )
+    assert any(".step-00000001.old" in path for path in first)
+    assert second == []
+
+
+def test_a_refused_run_has_removed_nothing(tmp_path):
+    fussy(tmp_path, keep=3)
+    before = contents(tmp_path)
+    with pytest.raises(TrainingError, match="its run has seed"):
+        fussy(tmp_path, keep=1, seed=6)
+    assert contents(tmp_path) == before
+    log = tmp_path / "log.jsonl"
+    log.write_text("{\n" + log.read_text())
+    before = contents(tmp_path)
+    with pytest.raises(TrainingError, match="line 1 is not a row"):
+        fussy(tmp_path, keep=1)
+    assert contents(tmp_path) == before
+
+
+def test_a_finished_run_keeps_what_it_is_asked_to(tmp_path):
+    for keep in (3, 3, 2, 1):
+        fussy(tmp_path, keep=keep)
+        assert len(checkpoints(tmp_path)) == keep
+
+
+def test_what_is_no_leftover_stays(tmp_path):
+    fussy(tmp_path)
+    stays = {"mine.old", "mine.partial", ".mine.old", ".a.1234.partial"}
+    for name in stays:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".step-notes.old").write_text("a file, not a folder")
+    with new_folder(tmp_path / "step-best") as partial:
+        (partial / "file").write_text("x")
+        fussy(tmp_path)
+    assert stays | {".step-notes.old"} <= set(os.listdir(tmp_path))
+    assert (tmp_path / "step-best" / "file").read_text() == "x"
+
+
 def test_what_killed_runs_left_is_removed(tmp_path):
     fussy(tmp_path, keep=3)
     for name in (
@@ -547,7 +631,12 @@ def test_what_killed_runs_left_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["", "{", "[1, 2]", "1", '"step"', '{"loss": 1.0}', "\xff"]
+    "line",
+    [
+        *("", "{", "[1, 2]", "1", '"step"', '{"loss": 1.0}', "\xff"),
+        *('{"step": "x"}', '{"step": null}', '{"step": true}', "[" * 99_999),
+        *('{"step": 1.5}', '{"step": NaN}', '{"step": ' + "1" * 9999 + "}"),
+    ],
 )
 def test_a_log_with_a_line_that_is_no_row(tmp_path, line):
     fussy(tmp_path)
@@ -556,11 +645,24 @@ def test_a_log_with_a_line_that_is_no_row(tmp_path, line):
     log.write_bytes(f"{first}\n{line}\n{rest}".encode())
     before = contents(tmp_path)
     for use in (read_log, fussy):
-        with pytest.raises(
-            TrainingError, match=r"log.jsonl: line 2 is not a row of a log"
-        ):
+        with pytest.raises(TrainingError) as error:
             use(tmp_path)
+        sentence = str(error.value)
+        assert sentence == f"{log}: line 2 is not a row of a log"
     assert contents(tmp_path) == before
+
+
+def test_a_log_with_bytes_that_are_no_text(tmp_path):
+    run = fussy(tmp_path)
+    log = tmp_path / "log.jsonl"
+    with log.open("ab") as file:
+        file.write(b'{"step": 7, "\xff')  # torn, whatever it is
+    assert read_log(tmp_path) == run.log
+    assert fussy(tmp_path).log == run.log
+    log.write_bytes(b"\xff\n")
+    for use in (read_log, fussy):
+        with pytest.raises(TrainingError, match="line 1 is not a row"):
+            use(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -569,6 +671,29 @@ def test_a_log_with_a_line_that_is_no_row(tmp_path, line):
 def test_an_evaluation_has_names_of_its_own(name):
     with pytest.raises(ValueError, match=f"got \\['{name}'\\]"):
         fussy(evaluate=lambda run: {name: 1.0, "mine": 2.0})
+
+
+def test_names_that_clash_cost_no_steps(tmp_path):
+    names = ["items", "loss", "lr", "norm", "seconds", "step"]
+    ask = {"save_every": None, "evaluate_every": None}
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        fussy(
+            tmp_path, evaluate=lambda run: dict.fromkeys(names, -1.0), **ask
+        )
+    assert str(error.value).endswith(f"own, got {names}")
+    (kept,) = checkpoints(tmp_path)
+    assert read_config(kept)["step"] == read_log(tmp_path)[-1]["step"] == 6
+
+
+def test_a_model_in_evaluation_mode_is_trained_all_the_same():
+    logs = [
+        [
+            {**row, "seconds": 0}
+            for row in fussy(model=made, evaluate_every=None).log
+        ]
+        for made in (network, lambda: network().eval())
+    ]
+    assert logs[0] == logs[1]
 
 
 # ---- gradients

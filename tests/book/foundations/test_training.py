@@ -487,6 +487,16 @@ def test_another_set_up_is_refused():
                 fussy_run(folder, **{name: value})
 
 
+def test_two_runs_do_not_share_a_folder():
+    def intrude(run):
+        with pytest.raises(TrainingError, match="another run writes in"):
+            fussy_run(folder)
+        return {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert same(fussy_run(folder, intrude), fussy_run())
+
+
 def test_a_run_can_be_made_longer():
     def plain_run(steps, folder=None):
         model = small_plane()
