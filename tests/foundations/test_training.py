@@ -566,6 +566,35 @@ def test_a_refusal_of_one_process_is_one_of_all(runs, tmp_path, refused):
     assert told == [("TrainingError", said)] * 2
 
 
+@pytest.mark.parametrize("kind", [TrainingError, CheckpointError, OSError])
+def test_each_kind_of_refusal_is_told(monkeypatch, kind):
+    told = []
+    monkeypatch.setattr(
+        training.dist, "all_gather_object", lambda _, mine: told.append(mine)
+    )
+    run = fussy(steps=4)
+    run.processes = 2
+    with (
+        pytest.raises(kind, match="why"),
+        training._all_or_none(run),
+    ):
+        raise kind("why")
+    with training._all_or_none(run):
+        pass
+    assert told == ["why", None]
+
+
+def test_what_cannot_be_removed_at_the_start_is_told(tmp_path, monkeypatch):
+    fussy(tmp_path, keep=3)
+
+    def refused(path, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(CheckpointError, match=f"cannot write in {tmp_path}"):
+        fussy(tmp_path, keep=1)
+
+
 def test_two_processes_have_one_lock_and_remove_once(runs, tmp_path):
     ask = {"processes": 2, "folder": str(tmp_path)}
     assert [end.error for end in runs.all("train", **ask)] == [None, None]
@@ -673,16 +702,18 @@ def test_an_evaluation_has_names_of_its_own(name):
         fussy(evaluate=lambda run: {name: 1.0, "mine": 2.0})
 
 
-def test_names_that_clash_cost_no_steps(tmp_path):
+@pytest.mark.parametrize(("every", "step"), [(None, 6), (2, 2)])
+def test_names_that_clash_cost_no_steps(tmp_path, every, step):
     names = ["items", "loss", "lr", "norm", "seconds", "step"]
-    ask = {"save_every": None, "evaluate_every": None}
+    ask = {"save_every": None, "evaluate_every": every}
     with pytest.raises(ValueError) as error:  # noqa: PT011
         fussy(
             tmp_path, evaluate=lambda run: dict.fromkeys(names, -1.0), **ask
         )
     assert str(error.value).endswith(f"own, got {names}")
     (kept,) = checkpoints(tmp_path)
-    assert read_config(kept)["step"] == read_log(tmp_path)[-1]["step"] == 6
+    assert read_config(kept)["step"] == step
+    assert read_log(tmp_path)[-1]["step"] == step
 
 
 def test_a_model_in_evaluation_mode_is_trained_all_the_same():
