@@ -13,6 +13,7 @@ import pkgutil
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -100,6 +101,11 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
 
+# CPython 3.11 counts the depth of a syntax tree for all threads together, and
+# takes two of them at once for an error of its own.
+_one_parses = threading.Lock()
+
+
 def sources(module: str) -> dict[str, str]:
     """Return the code of a module and of all it imports from its package.
 
@@ -115,7 +121,8 @@ def sources(module: str) -> dict[str, str]:
         path = _source(name, base)
         if path is None or name in found or name == recipe.__module__:
             continue
-        tree = ast.parse(path.read_bytes())
+        with _one_parses:
+            tree = ast.parse(path.read_bytes())
         inside = path.stem == "__init__"
         package = name if inside else name.rpartition(".")[0]
         top = module.partition(".")[0]

@@ -1,5 +1,6 @@
 """Artefacts: made once, by whoever asks first, and again when what made them changes."""
 
+import gc
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -260,6 +262,22 @@ def test_how_weights_are_kept_changes_no_key():
     kept = "tangled.foundations.checkpoint"
     assert sources(kept).keys() == {kept}
     assert sources(artifact.__module__) == {}
+
+
+def test_several_threads_read_the_sources():
+    # A garbage collection in the middle of parsing may run code in Python, as
+    # that of Hypothesis here, and then another thread goes on.
+    def let_others_in(phase: str, info: dict[str, int]) -> None:
+        time.sleep(0)
+
+    kept = "tangled.foundations.checkpoint"
+    alone = sources(kept)
+    gc.callbacks.append(let_others_in)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(sources, [kept] * 8)) == [alone] * 8
+    finally:
+        gc.callbacks.remove(let_others_in)
 
 
 def test_prune_removes_what_is_stale_and_no_more(toys):
