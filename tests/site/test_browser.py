@@ -106,6 +106,27 @@ def test_a_solution_unfolds_by_keyboard(site, address, quiet_page):
     )
 
 
+def test_in_the_dark_labels_have_a_ground_or_are_turned(
+    site, address, browser
+):
+    page, seen = browser.new_page(color_scheme="dark"), set()
+    for path in site.chapters:
+        visit(page, f"{address}/{path}")
+        for kept, ground, turned in page.eval_on_selector_all(
+            '.bd-content img[src$=".svg"]',
+            """images => images.map(image => {
+                const style = getComputedStyle(image);
+                return [image.classList.contains("keep-colours"),
+                        style.backgroundColor, style.filter];
+            })""",
+        ):
+            assert (ground == "rgb(255, 255, 255)") == kept, path
+            assert (turned == "none") == kept, path
+            seen.add(kept)
+    page.close()
+    assert seen == {True, False}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "path",
