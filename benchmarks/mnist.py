@@ -2,9 +2,9 @@
 
     python benchmarks/mnist.py FOLDER [--device cuda]
 
-FOLDER holds the four files of MNIST, with their original names. Told are what the reader finds in
-them, beside what is known of MNIST, and the accuracy on the 10,000 test pictures over five seeds.
-The table is written to `benchmarks/results.md`.
+FOLDER holds the four files of MNIST, with their original names. Told are the accuracy on the test
+pictures over five seeds and, to show that the files were read rightly, the mean and the standard
+deviation of the pixels. The table is written to `benchmarks/results.md`.
 """
 
 import argparse
@@ -34,6 +34,11 @@ from tangled.foundations.statistics import wilson_interval  # noqa: E402
 STEPS, SEEDS = 1500, 5
 
 
+def network() -> Classifier:
+    """Return the network, one level deeper than for 8 by 8 pixels."""
+    return Classifier(1, 10, levels=3)
+
+
 def main() -> None:
     """Train over all seeds and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -46,18 +51,11 @@ def main() -> None:
         sys.exit(str(error))
     device = torch.device(options.device)
     pixels = torch.cat([train_set.pixels, validation.pixels]).double() / 255
-    network = Classifier(1, 10, levels=3)
-    parameters = sum(p.numel() for p in network.parameters())
+    parameters = sum(p.numel() for p in network().parameters())
     correct, took = [], []
     for seed in tqdm(range(SEEDS), disable=None):
         began = time.perf_counter()
-        run = learn(
-            lambda: Classifier(1, 10, levels=3),
-            train_set,
-            STEPS,
-            seed,
-            device=device,
-        )
+        run = learn(network, train_set, STEPS, seed, device=device)
         took.append(time.perf_counter() - began)
         answers = predictions(run.model.eval(), test_set)
         correct.append(int((answers == test_set.labels).sum()))

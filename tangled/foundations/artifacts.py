@@ -101,9 +101,9 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
 
-# CPython 3.11 counts the depth of a syntax tree for all threads together, and
-# takes two of them at once for an error of its own.
-_one_parses = threading.Lock()
+# CPython 3.11 counts the depth of syntax trees for all threads together: if two
+# parse at once, it may take the count for wrong and raise a SystemError.
+_parsing = threading.Lock()
 
 
 def sources(module: str) -> dict[str, str]:
@@ -121,7 +121,7 @@ def sources(module: str) -> dict[str, str]:
         path = _source(name, base)
         if path is None or name in found or name == recipe.__module__:
             continue
-        with _one_parses:
+        with _parsing:
             tree = ast.parse(path.read_bytes())
         inside = path.stem == "__init__"
         package = name if inside else name.rpartition(".")[0]
