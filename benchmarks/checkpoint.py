@@ -88,7 +88,7 @@ def tangled_on(where: str) -> Way:
     """Ours, into a model that has numbers or has none."""
 
     def prepare(folder: Path) -> Callable[[], object]:
-        from tangled.foundations.checkpoint import load_checkpoint
+        from tangled.workshop.checkpoint import load_checkpoint
 
         model = built(where)
 
@@ -204,7 +204,7 @@ def run(name: str, folder: Path) -> tuple[int, float]:
 
 def write(folder: Path) -> None:
     """Write the checkpoint, and the same numbers as a pickle."""
-    from tangled.foundations.checkpoint import write_checkpoint
+    from tangled.workshop.checkpoint import write_checkpoint
 
     torch.manual_seed(0)
     tensors = built("cpu").state_dict()

@@ -28,8 +28,8 @@ from tangled.foundations.classifier import (  # noqa: E402
     learn,
     predictions,
 )
-from tangled.foundations.data import DataError, mnist  # noqa: E402
-from tangled.foundations.statistics import wilson_interval  # noqa: E402
+from tangled.workshop.data import DataError, mnist  # noqa: E402
+from tangled.workshop.statistics import wilson_interval  # noqa: E402
 
 STEPS, SEEDS = 1500, 5
 

@@ -23,7 +23,7 @@ from loom.tangle import tangle
 
 __all__ = ["main", "make", "seconds", "wanted"]
 
-MODULE = Path("tangled/foundations/artifacts.py")
+MODULE = Path("tangled/workshop/artifacts.py")
 
 
 def main(root: Path) -> int:

@@ -20,7 +20,7 @@ __all__ = ["Book", "Cell", "Chapter", "Line", "read", "revised"]
 
 ROLES = ("tangle", "verifies", "refutes")
 # Options of a cell: loom's own, and those of the notebook.
-OPTIONS = (*ROLES, "implements", "tags", "mystnb")
+OPTIONS = (*ROLES, "implements", "open", "tags", "mystnb")
 OPTION = re.compile(r":([A-Za-z_][\w-]*):(?:\s+(.*))?$")
 MODULE = re.compile(r"tangled(/(?!__)[a-z_][a-z0-9_]*)+\.py")
 ENTRY = re.compile(r"\b(?:root|file):\s*['\"]?([^'\"\s,}#]+)")

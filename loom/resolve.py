@@ -15,19 +15,20 @@ __all__ = ["cycles", "layers", "misplaced_imports", "resolve"]
 
 # A part may use the parts on its right, and itself.
 LAYERS = {
-    "foundations": (),
-    "diffusion": ("foundations",),
-    "attention": ("foundations",),
-    "language": ("foundations", "diffusion", "attention"),
-    "images": ("foundations", "diffusion", "attention", "language"),
-    "synthesis": ("foundations", "diffusion", "attention", "language", "images"),
+    "workshop": (),
+    "foundations": ("workshop",),
+    "diffusion": ("workshop", "foundations"),
+    "attention": ("workshop", "foundations"),
+    "language": ("workshop", "foundations", "diffusion", "attention"),
+    "images": ("workshop", "foundations", "diffusion", "attention", "language"),
+    "synthesis": ("workshop", "foundations", "diffusion", "attention", "language", "images"),
 }
 
 
 def misplaced_imports(
     book: Book, drafts: dict[str, Draft], found: dict[str, Scope]
 ) -> Iterator[Problem]:
-    """Imports from the package that a chapter cannot have: its own, later ones, unknown ones."""
+    """Imports from the package that a chapter cannot have: its own, and unknown ones."""
     paths = {draft.dotted: draft for path, draft in drafts.items() if path.startswith("tangled/")}
     for chapter in book.chapters:
         for entries in found[chapter.path].imported.values():
@@ -48,14 +49,8 @@ def _misplaced(chapter: Chapter, entry: Import, draft: Draft | None, named: bool
     relevant = [p for p in draft.pieces if not (entry.name and named) or entry.name in p.names]
     if not relevant:
         return f"no chapter defines '{entry.name}' in {draft.path}"
-    places = sorted({(p.cell.chapter.order, p.cell.chapter.path) for p in relevant})
-    first, last = places[0], places[-1]
-    if chapter.path in (first[1], last[1]):
+    if any(piece.cell.chapter.path == chapter.path for piece in relevant):
         return f"this chapter itself defines '{entry.name or entry.module}'"
-    if first[0] > chapter.order:
-        return f"'{entry.name or entry.module}' is first defined later, in {first[1]}"
-    if last[0] > chapter.order:
-        return f"{draft.path} goes on in {last[1]}: import names from it, not the module"
     return None
 
 
@@ -105,10 +100,7 @@ def _misread(
     known = scope.imported.get(name, {})
     if theirs is ours or Import(draft.dotted, name) in known:
         return
-    if theirs.order > ours.order:
-        sentence = f"'{name}' is first defined later, in {theirs.path}"
-        yield problem(piece.cell, line, "L16", sentence)
-    elif known:
+    if known:
         sentence = f"'{name}' is {next(iter(known)).module} here and defined in {draft.path}"
         yield problem(piece.cell, line, "L15", sentence)
     else:

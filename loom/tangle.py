@@ -12,6 +12,7 @@ from loom.errors import Problem, Problems
 from loom.labels import labels
 from loom.merge import Draft, collect
 from loom.names import scopes
+from loom.order import ranks
 from loom.render import WIDTH, Placed, render
 from loom.resolve import cycles, layers, misplaced_imports, resolve
 from loom.split import Piece, problem
@@ -87,6 +88,9 @@ def tangle(book: Book) -> Tangled:
     problems += _hidden(drafts)
     if problems:
         raise Problems(problems)
+    rank = ranks(book, drafts, found)
+    for draft in drafts.values():
+        draft.pieces.sort(key=lambda piece: rank[piece.cell.chapter.path])
     edges: dict[tuple[str, str], tuple[Piece, int]] = {}
     for draft in drafts.values():
         problems += resolve(draft, drafts, found, edges)
@@ -94,14 +98,14 @@ def tangle(book: Book) -> Tangled:
     problems += layers(edges)
     if problems:
         raise Problems(problems)
-    modules = {path: _module(book, draft) for path, draft in sorted(drafts.items())}
+    modules = {path: _module(draft) for path, draft in sorted(drafts.items())}
     modules.update(_packages(book, drafts))
     return Tangled(modules, tuple(drafts.values()))
 
 
-def _module(book: Book, draft: Draft) -> Module:
+def _module(draft: Draft) -> Module:
     public = draft.path.startswith("tangled/")
-    placed = render(_docstring(book, draft), draft.imports, draft.pieces, public)
+    placed = render(_docstring(draft), draft.imports, draft.pieces, public)
     return Module(draft.path, tuple(placed))
 
 
@@ -115,10 +119,9 @@ def _hidden(drafts: dict[str, Draft]) -> Iterator[Problem]:
             yield problem(piece.cell, piece.cell.line, "L01", sentence)
 
 
-def _docstring(book: Book, draft: Draft) -> str:
+def _docstring(draft: Draft) -> str:
     """A sentence of the chapter's front matter (or its title), and where the module comes from."""
-    ordered = sorted({p.cell.chapter.order for p in draft.pieces})
-    chapters = [chapter for chapter in book.chapters if chapter.order in ordered]
+    chapters = list({p.cell.chapter.path: p.cell.chapter for p in draft.pieces}.values())
     target = draft.path.removeprefix("tangled/")
     stated = [(c.front.get("modules") or {}).get(target) for c in chapters]
     if not draft.path.startswith("tangled/"):
@@ -147,7 +150,10 @@ def _packages(book: Book, drafts: dict[str, Draft]) -> dict[str, Module]:
         first = drafts[path].pieces[0].cell.chapter
         *folders, _, _ = PurePosixPath(path).parents
         for folder in folders:
-            made.setdefault(f"{folder}/__init__.py", _quoted(_sentence(first.part or first.title)))
+            name = folder.as_posix().removeprefix("tangled/")
+            stated = (first.front.get("modules") or {}).get(name)
+            head = stated or _sentence(first.part or first.title)
+            made.setdefault(f"{folder}/__init__.py", _quoted(head))
     if made:
         root = book.chapters[0].title
         made["tangled/__init__.py"] = _quoted(

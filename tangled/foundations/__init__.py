@@ -1,1 +1,1 @@
-"""Foundations."""
+"""Learning, from one fit to a whole run."""

@@ -16,10 +16,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from tangled.foundations.artifacts import recipe
-from tangled.foundations.checkpoint import CheckpointError
-from tangled.foundations.data import SHAPE_NAMES, Images, digits, shapes
-from tangled.foundations.statistics import wilson_interval
 from tangled.foundations.training import (
     Row,
     Run,
@@ -29,6 +25,10 @@ from tangled.foundations.training import (
     train,
     warmup_cosine,
 )
+from tangled.workshop.artifacts import recipe
+from tangled.workshop.checkpoint import CheckpointError
+from tangled.workshop.data import SHAPE_NAMES, Images, digits, shapes
+from tangled.workshop.statistics import wilson_interval
 
 __all__ = [
     "Classifier",

@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from tangled.foundations.checkpoint import (
+from tangled.workshop.checkpoint import (
     CheckpointError,
     explained,
     load_checkpoint,

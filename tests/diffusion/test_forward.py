@@ -16,7 +16,7 @@ from tangled.diffusion.forward import (
     transition,
 )
 from tangled.diffusion.schedule import Schedule
-from tangled.foundations.statistics import standard_score
+from tangled.workshop.statistics import standard_score
 
 SHAPES = [(), (5,), (3, 8, 8), (3, 2, 4, 4)]
 

@@ -15,7 +15,7 @@ from tangled.diffusion.gaussian import (
     log_normal,
     multivariate_kl,
 )
-from tangled.foundations.statistics import standard_score
+from tangled.workshop.statistics import standard_score
 
 numbers = st.floats(-5, 5)
 variances = st.floats(0.01, 20)

@@ -10,7 +10,7 @@ from tangled.diffusion.gaussian import (
     log_normal,
 )
 from tangled.diffusion.latent import VAE, negative_elbo
-from tangled.foundations.statistics import standard_score
+from tangled.workshop.statistics import standard_score
 
 
 def noise(*shape, seed=0, dtype=torch.float64):

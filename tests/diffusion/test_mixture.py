@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from tangled.diffusion.gaussian import log_normal
 from tangled.diffusion.mixture import GaussianMixture, energy_distance
-from tangled.foundations.statistics import standard_score
+from tangled.workshop.statistics import standard_score
 
 
 def noise(*shape, seed=0, dtype=torch.float64):

@@ -1,4 +1,4 @@
-"""What the tests of this part share: a way past the shape checker, and runs in other processes."""
+"""What the tests of this part share: runs in other processes."""
 
 import json
 import os
@@ -10,18 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from jaxtyping import config
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path(__file__).with_name("runs.py")
-
-
-@pytest.fixture
-def plain_errors() -> Iterator[None]:
-    """Let the package's own messages through, instead of the shape checker's."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @dataclass

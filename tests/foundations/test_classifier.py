@@ -12,12 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from tangled.foundations import classifier
-from tangled.foundations.artifacts import recipes
-from tangled.foundations.checkpoint import (
-    load_checkpoint,
-    read_tensors,
-    save_checkpoint,
-)
 from tangled.foundations.classifier import (
     Classifier,
     classification_losses,
@@ -27,8 +21,14 @@ from tangled.foundations.classifier import (
     predictions,
     shapes_classifier,
 )
-from tangled.foundations.data import SHAPE_NAMES, digits, shapes
 from tangled.foundations.training import checkpoints, read_log, warmup_cosine
+from tangled.workshop.artifacts import recipes
+from tangled.workshop.checkpoint import (
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+)
+from tangled.workshop.data import SHAPE_NAMES, digits, shapes
 
 
 def made(build=digits_classifier) -> Classifier:

@@ -23,15 +23,6 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from tangled.foundations import training
-from tangled.foundations.checkpoint import (
-    CheckpointError,
-    locked,
-    model_tensors,
-    new_folder,
-    read_config,
-    read_tensors,
-    save_checkpoint,
-)
 from tangled.foundations.training import (
     Run,
     Training,
@@ -40,6 +31,15 @@ from tangled.foundations.training import (
     read_log,
     train,
     warmup_cosine,
+)
+from tangled.workshop.checkpoint import (
+    CheckpointError,
+    locked,
+    model_tensors,
+    new_folder,
+    read_config,
+    read_tensors,
+    save_checkpoint,
 )
 from tests.foundations import runs as helpers
 from tests.foundations.runs import Points, fussy, network, noisy_losses

@@ -39,8 +39,8 @@ def book(small_book):
     """A book whose chapter `a` uses weights through a module; `b` does without."""
     (small_book.root / "tangled/foundations").mkdir()
     small_book.write("tangled/foundations/__init__.py", "")
-    small_book.write("tangled/foundations/artifacts.py", MAKER)
-    uses = "from .foundations.artifacts import judge\n"
+    small_book.write("tangled/workshop/artifacts.py", MAKER)
+    uses = "from .workshop.artifacts import judge\n"
     small_book.write("tangled/uses.py", uses)
     small_book.write("how.py", "")
     small_book.chapters(
@@ -80,7 +80,7 @@ def test_weights_are_made_before_the_chapters_that_use_them(book):
     assert "the weights of the judge" in page
     book.write(
         "tangled/uses.py",
-        "# New.\nfrom .foundations.artifacts import judge\n",
+        "# New.\nfrom .workshop.artifacts import judge\n",
     )
     assert "a.md: Executing notebook" in book.build()
 
@@ -93,7 +93,7 @@ def test_the_command_shows_the_table(book):
         "a bar 1\n",
     )
     assert artifacts(book) == {"judge"}
-    (book.root / "tangled/foundations/artifacts.py").unlink()
+    (book.root / "tangled/workshop/artifacts.py").unlink()
     status, out, err = said(book, "artifacts")
     assert (status, err) == (0, "")
     assert out == "no chapter of this book makes weights for others\n"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from tangled.foundations.checkpoint import (
+from tangled.workshop.checkpoint import (
     CheckpointError,
     KeyMap,
     load_checkpoint,

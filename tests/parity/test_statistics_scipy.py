@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tangled.foundations.statistics import binomial_law, wilson_interval
+from tangled.workshop.statistics import binomial_law, wilson_interval
 
 stats = pytest.importorskip("scipy.stats")
 

@@ -39,7 +39,7 @@ from tangled.diffusion.gaussian import (
 )
 from tangled.diffusion.mixture import GaussianMixture
 from tangled.diffusion.schedule import Schedule, per_sample, to_index
-from tangled.foundations.statistics import standard_score
+from tangled.workshop.statistics import standard_score
 
 
 def toy() -> tuple[LinearGaussianChain, Schedule, Tensor]:

@@ -27,7 +27,7 @@ from tangled.diffusion.schedule import (
     schedule_named,
     to_index,
 )
-from tangled.foundations.statistics import standard_score
+from tangled.workshop.statistics import standard_score
 
 
 def test_the_induction_step_is_an_identity():

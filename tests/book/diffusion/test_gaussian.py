@@ -20,7 +20,7 @@ from tangled.diffusion.gaussian import (
 )
 from tangled.diffusion.latent import VAE, negative_elbo
 from tangled.diffusion.mixture import GaussianMixture, energy_distance
-from tangled.foundations.statistics import standard_score
+from tangled.workshop.statistics import standard_score
 
 
 def test_affine_images_are_gaussian():

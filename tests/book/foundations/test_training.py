@@ -19,8 +19,6 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tangled.foundations.checkpoint import model_tensors
-from tangled.foundations.statistics import standard_score
 from tangled.foundations.training import (
     MovingAverage,
     Run,
@@ -36,6 +34,8 @@ from tangled.foundations.training import (
     train,
     warmup_cosine,
 )
+from tangled.workshop.checkpoint import model_tensors
+from tangled.workshop.statistics import standard_score
 
 
 def flat_gradient(model: nn.Module) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from tangled.foundations.statistics import (
+from tangled.workshop.statistics import (
     binomial_law,
     coverage,
     sample_variance,

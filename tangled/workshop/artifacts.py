@@ -1,6 +1,6 @@
 """Trained weights that chapters share, made once and kept under a key.
 
-Tangled from book/foundations/checkpoint.md.
+Tangled from book/workshop/checkpoint.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from tangled.foundations.checkpoint import (
+from tangled.workshop.checkpoint import (
     CheckpointError,
     model_tensors,
     read_config,
@@ -204,7 +204,7 @@ def artifact(recipe: Recipe) -> Path:
         ArtifactError: if the recipe fails, or the package has none like it.
         CheckpointError: if what it trained cannot be saved.
 
-    Implements alg-made-once (book/foundations/checkpoint.md).
+    Implements alg-made-once (book/workshop/checkpoint.md).
     """
     if recipe.module == "__main__":
         known = recipes()
@@ -328,7 +328,7 @@ def _report(rows: Sequence[Row], prune: bool) -> None:
 def command(arguments: Sequence[str] | None = None) -> int:
     """Make all artefacts of a package and list them; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m tangled.foundations.artifacts",
+        prog="python -m tangled.workshop.artifacts",
         description="Make the weights that chapters share, and list them.",
     )
     parser.add_argument("package", nargs="?", default="tangled")
@@ -350,5 +350,5 @@ def command(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Under its own name, so that there is one class Recipe and not two.
-    module = importlib.import_module("tangled.foundations.artifacts")
+    module = importlib.import_module("tangled.workshop.artifacts")
     sys.exit(module.command())

@@ -1,6 +1,6 @@
 """How sure a measured number is: standard scores, binomial laws, intervals, splits.
 
-Tangled from book/foundations/data.md.
+Tangled from book/workshop/data.md.
 """
 
 import math
@@ -21,16 +21,26 @@ __all__ = [
 ]
 
 
-def standard_score(values: Float[Tensor, "N"], expected: float) -> float:
+def standard_score(
+    values: Float[Tensor, "N"], expected: float, std: float | None = None
+) -> float:
     """Return how many standard errors the mean of `values` is off `expected`.
 
     The values are two or more independent draws; under the claim their mean is
     `expected` and the score is nearly standard normal. Tests accept |z| < 5.
 
-    Implements eq-standard-score (book/foundations/data.md).
+    Args:
+        values: the draws [N].
+        expected: their mean, if the claim is true.
+        std: their standard deviation, if the claim fixes that as well. Without
+            it the sample's own is taken, which heavy tails inflate.
+
+    Implements eq-standard-score (book/workshop/data.md).
     """
-    error = values.std() / math.sqrt(len(values))
-    return ((values.mean() - expected) / error).item()
+    deviation = values.std() if std is None else std
+    return ((values.mean() - expected) / deviation).item() * len(
+        values
+    ) ** 0.5
 
 
 def binomial_law(
@@ -41,7 +51,7 @@ def binomial_law(
     Raises:
         ValueError: if n is negative or an entry of p is outside 0..1.
 
-    Implements prop-accuracy (book/foundations/data.md).
+    Implements prop-accuracy (book/workshop/data.md).
     """
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
@@ -63,7 +73,7 @@ def wilson_interval(
 
     Source: Wilson (1927).
 
-    Implements prop-wilson (book/foundations/data.md).
+    Implements prop-wilson (book/workshop/data.md).
     """
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(
@@ -106,7 +116,7 @@ def sample_variance(
     Raises:
         ValueError: if there are fewer than two values, or unless 1 <= n <= N.
 
-    Implements lem-simple-sample (book/foundations/data.md).
+    Implements lem-simple-sample (book/workshop/data.md).
     """
     if len(values) < 2:
         raise ValueError(f"values must be two or more, got {len(values)}")
@@ -125,7 +135,7 @@ def stratified_variance(
     Raises:
         ValueError: if a class has a single item, or unless 1 <= n <= N.
 
-    Implements prop-stratified (book/foundations/data.md).
+    Implements prop-stratified (book/workshop/data.md).
     """
     if not 1 <= n <= len(values):
         raise ValueError(f"n must lie in 1..{len(values)}, got {n}")

@@ -1,6 +1,6 @@
 """Labelled images, drawn shapes, points in the plane, and readers of known files.
 
-Tangled from book/foundations/data.md.
+Tangled from book/workshop/data.md.
 """
 
 import gzip
@@ -109,7 +109,7 @@ class Images:
     ) -> tuple[Float[Tensor, "B C H W"], Int64[Tensor, "B"]]:
         """Return images as float32 in [-1, 1], and their labels.
 
-        Implements eq-pixel-scale (book/foundations/data.md).
+        Implements eq-pixel-scale (book/workshop/data.md).
         """
         x0 = 2 * self.pixels[indices].float() / self.levels - 1
         return x0, self.labels[indices]
@@ -183,7 +183,7 @@ def stratified_split(
     Raises:
         ValueError: if a size is negative or the sizes exceed the items.
 
-    Implements alg-split, prop-stratified (book/foundations/data.md).
+    Implements alg-split, prop-stratified (book/workshop/data.md).
     """
     if min(sizes, default=0) < 0 or sum(sizes) > len(labels):
         raise ValueError(
@@ -290,7 +290,7 @@ def signed_distance(
     Raises:
         ValueError: if there is no such shape.
 
-    Implements eq-shape-algebra (book/foundations/data.md).
+    Implements eq-shape-algebra (book/workshop/data.md).
     """
     if shape not in _DISTANCES:
         known = ", ".join(SHAPE_NAMES)
@@ -306,7 +306,7 @@ def _covered(
 ) -> Float[Tensor, "N H W"]:
     """Return the part of each pixel that its shape covers; radius in pixels.
 
-    Implements eq-coverage (book/foundations/data.md).
+    Implements eq-coverage (book/workshop/data.md).
     """
     distance = torch.empty_like(x)
     for k, name in enumerate(SHAPE_NAMES):
@@ -437,7 +437,7 @@ def shapes(
     Raises:
         ValueError: if an argument is out of range.
 
-    Implements def-shapes (book/foundations/data.md).
+    Implements def-shapes (book/workshop/data.md).
     """
     if n < 0 or first < 0 or size < 8:
         raise ValueError(
@@ -478,7 +478,7 @@ def _blurred(
     Raises:
         ValueError: if noise does not lie in 0..1.
 
-    Implements eq-plane-noise (book/foundations/data.md).
+    Implements eq-plane-noise (book/workshop/data.md).
     """
     if not 0 <= noise <= 1:
         raise ValueError(f"noise must lie in 0..1, got {noise}")
@@ -577,7 +577,7 @@ def _parsed_idx(
     Raises:
         DataError: if the magic number is another or the length is wrong.
 
-    Implements def-idx (book/foundations/data.md).
+    Implements def-idx (book/workshop/data.md).
     """
     if data[:4] != magic.to_bytes(4, "big"):
         found = data[:4].hex() or "nothing"
@@ -660,7 +660,7 @@ def _cifar_images(
 ) -> Images:
     """Return the records of one file.
 
-    Implements def-cifar (book/foundations/data.md).
+    Implements def-cifar (book/workshop/data.md).
     """
     path, data = _content(folder, name)
     if not data or len(data) % 3073:

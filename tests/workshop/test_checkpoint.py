@@ -25,8 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
-from tangled.foundations import checkpoint
-from tangled.foundations.checkpoint import (
+from tangled.workshop import checkpoint
+from tangled.workshop.checkpoint import (
     DTYPES,
     CheckpointError,
     KeyMap,
@@ -638,7 +638,7 @@ def test_a_file_that_may_not_grow_any_more(tmp_path, limit):
 CHILD = """
 import os, signal, sys
 import torch
-from tangled.foundations.checkpoint import new_folder, write_checkpoint
+from tangled.workshop.checkpoint import new_folder, write_checkpoint
 
 home = sys.argv[1]
 count = 0
@@ -1186,6 +1186,6 @@ def test_the_chapter_tells_what_was_measured():
 
     measured = rows("benchmarks/results.md")
     assert len(measured) == 9
-    assert rows("book/foundations/checkpoint.md") == measured
+    assert rows("book/workshop/checkpoint.md") == measured
     (ours,) = [row for row in measured if "tangled, model on meta" in row]
     assert float(ours.split("|")[2]) <= 1.1

@@ -1,6 +1,6 @@
 """Checks of the chapter “Data, and how sure a score is”.
 
-Tangled from book/foundations/data.md.
+Tangled from book/workshop/data.md.
 """
 
 import gzip
@@ -17,7 +17,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from tangled.foundations.data import (
+from tangled.workshop.data import (
     COLOURS,
     POSITIONS,
     SHAPE_NAMES,
@@ -42,7 +42,7 @@ from tangled.foundations.data import (
     stratified_split,
     swiss_roll,
 )
-from tangled.foundations.statistics import (
+from tangled.workshop.statistics import (
     binomial_law,
     coverage,
     sample_variance,

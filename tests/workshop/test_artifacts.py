@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tangled.foundations.artifacts import (
+from tangled.workshop.artifacts import (
     artifact,
     artifacts_folder,
     command,
     sources,
 )
-from tangled.foundations.checkpoint import read_config, read_tensors
+from tangled.workshop.checkpoint import read_config, read_tensors
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ FILES = {
         import os
         import time
 
-        from tangled.foundations.artifacts import recipe
+        from tangled.workshop.artifacts import recipe
 
         from . import parts
 
@@ -80,7 +80,7 @@ FILES = {
 }
 ASK = """
 import sys
-from tangled.foundations.artifacts import artifact
+from tangled.workshop.artifacts import artifact
 from toy.models import judge
 print("ready", flush=True)
 sys.stdin.readline()
@@ -127,7 +127,7 @@ class Toys:
 
     def make(self, *arguments: str) -> tuple[int, str, str]:
         process = self.start(
-            "-m", "tangled.foundations.artifacts", "toy", *arguments
+            "-m", "tangled.workshop.artifacts", "toy", *arguments
         )
         out, errors = process.communicate(timeout=60)
         return process.returncode, out, errors
@@ -259,7 +259,7 @@ def test_prose_changes_no_key(toys):
 
 
 def test_how_weights_are_kept_changes_no_key():
-    kept = "tangled.foundations.checkpoint"
+    kept = "tangled.workshop.checkpoint"
     assert sources(kept).keys() == {kept}
     assert sources(artifact.__module__) == {}
 
@@ -270,7 +270,7 @@ def test_several_threads_read_the_sources():
     def let_others_in(phase: str, info: dict[str, int]) -> None:
         time.sleep(0)
 
-    kept = "tangled.foundations.checkpoint"
+    kept = "tangled.workshop.checkpoint"
     alone = sources(kept)
     gc.callbacks.append(let_others_in)
     try:
@@ -317,9 +317,7 @@ def test_two_recipes_of_one_name_are_refused(toys):
 
 
 def test_control_c_keeps_what_was_trained(toys):
-    maker = toys.start(
-        "-m", "tangled.foundations.artifacts", "toy", pause=5.0
-    )
+    maker = toys.start("-m", "tangled.workshop.artifacts", "toy", pause=5.0)
     toys.until("step1")
     maker.send_signal(signal.SIGINT)
     _, errors = maker.communicate(timeout=60)
@@ -335,7 +333,7 @@ def test_control_c_keeps_what_was_trained(toys):
 
 
 NOTEBOOK = """
-from tangled.foundations import artifacts
+from tangled.workshop import artifacts
 
 @artifacts.recipe(width=9)
 def {name}(folder, *, width):
@@ -364,7 +362,7 @@ def test_a_notebook_gets_the_recipe_of_the_package(toys):
 
 SEEDS = """
 import torch
-from tangled.foundations.artifacts import artifact
+from tangled.workshop.artifacts import artifact
 from toy.models import tiny
 torch.manual_seed({seed})
 before = torch.get_rng_state()

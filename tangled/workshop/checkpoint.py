@@ -1,6 +1,6 @@
 """Checkpoints: safetensors files, an atomic save, strict key maps.
 
-Tangled from book/foundations/checkpoint.md.
+Tangled from book/workshop/checkpoint.md.
 """
 
 import fcntl
@@ -184,7 +184,7 @@ def read_header(path: str | Path) -> dict[str, Entry]:
 
     Source: the description of the safetensors format.
 
-    Implements def-tensor-file (book/foundations/checkpoint.md).
+    Implements def-tensor-file (book/workshop/checkpoint.md).
     """
     path = Path(path)
     header, at, size = _header(path)
@@ -541,7 +541,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
             last flush fails, `folder` is there and complete, but not certain
             to outlive a power failure.
 
-    Implements alg-atomic-save (book/foundations/checkpoint.md).
+    Implements alg-atomic-save (book/workshop/checkpoint.md).
     """
     target = Path(folder).absolute()
     with explained(f"write {target}"):
@@ -604,7 +604,7 @@ class KeyMap:
         transposed: patterns of matrices that the checkpoint holds transposed.
         ignored: patterns of what the model has no use for.
 
-    Implements def-key-map (book/foundations/checkpoint.md).
+    Implements def-key-map (book/workshop/checkpoint.md).
     """
 
     names: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -689,7 +689,7 @@ def match_keys(
             tensor of the checkpoint is not used, or a shape does not fit. One
             sentence names them all.
 
-    Implements prop-strict-match (book/foundations/checkpoint.md).
+    Implements prop-strict-match (book/workshop/checkpoint.md).
     """
     keys = keys or KeyMap()
     if isinstance(model, nn.Module):

@@ -1,6 +1,6 @@
 """Checks of the chapter “Weights that last”.
 
-Tangled from book/foundations/checkpoint.md.
+Tangled from book/workshop/checkpoint.md.
 """
 
 import importlib
@@ -26,8 +26,8 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tangled.foundations.artifacts import Recipe, artifact, key
-from tangled.foundations.checkpoint import (
+from tangled.workshop.artifacts import Recipe, artifact, key
+from tangled.workshop.checkpoint import (
     CheckpointError,
     Entry,
     KeyMap,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
-from tangled.foundations.data import (
+from tangled.workshop.data import (
     COLOURS,
     POSITIONS,
     SHAPE_NAMES,
@@ -37,7 +37,7 @@ from tangled.foundations.data import (
     stratified_split,
     swiss_roll,
 )
-from tangled.foundations.statistics import standard_score
+from tangled.workshop.statistics import standard_score
 
 SETS = (moons, rings, spirals, swiss_roll, checkerboard, eight_gaussians)
 
