@@ -37,10 +37,9 @@ def standard_score(
 
     Implements eq-standard-score (book/workshop/data.md).
     """
-    deviation = values.std() if std is None else std
-    return ((values.mean() - expected) / deviation).item() * len(
-        values
-    ) ** 0.5
+    deviation = values.std().item() if std is None else std
+    error = deviation / math.sqrt(len(values))
+    return (values.mean().item() - expected) / error
 
 
 def binomial_law(

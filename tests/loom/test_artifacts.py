@@ -37,8 +37,8 @@ FAIL = "sys.exit('the weights cannot be made')"
 @pytest.fixture
 def book(small_book):
     """A book whose chapter `a` uses weights through a module; `b` does without."""
-    (small_book.root / "tangled/foundations").mkdir()
-    small_book.write("tangled/foundations/__init__.py", "")
+    (small_book.root / "tangled/workshop").mkdir()
+    small_book.write("tangled/workshop/__init__.py", "")
     small_book.write("tangled/workshop/artifacts.py", MAKER)
     uses = "from .workshop.artifacts import judge\n"
     small_book.write("tangled/uses.py", uses)
