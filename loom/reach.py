@@ -8,6 +8,7 @@ an attribute of its name.
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 __all__ = ["Code", "reached"]
 
@@ -62,19 +63,29 @@ class Code:
                         inner = self.units.setdefault(unit.members[member], Unit())
                         _enter(inner, [child])
 
-    def uses(self, user: str, used: str) -> bool:
-        """Tell whether one definition names another: by its name, or a member by an attribute."""
-        unit = self.units.get(user)
-        if unit is None:
-            return False
+    def used(self, user: str) -> set[str]:
+        """The definitions that another one names: by their names, or members by an attribute."""
+        unit = self.units[user]
         scope = self.scopes[self.module_of(user)]
-        owner, _, member = used.rpartition(".")
-        if owner in self.units:
-            kind = owner.rpartition(".")[2]
-            bases = {kind, *(arg for arg, names in unit.kinds.items() if kind in names)}
-            bases |= {"self", "cls"} if user.startswith(f"{owner}.") else set()
-            return any((base, member) in unit.accesses for base in bases)
-        return used in {scope[name] for name in unit.names if name in scope}
+        found = {scope[name] for name in unit.names if name in scope}
+        for base, attribute in unit.accesses:
+            kinds = {base, *unit.kinds.get(base, ())}
+            owners = [owner for kind in kinds for owner in self._classes.get(kind, ())]
+            if base in ("self", "cls"):
+                owners.append(user.rpartition(".")[0])
+            for owner in owners:
+                members = self.units[owner].members if owner in self.units else {}
+                found |= {members[attribute]} if attribute in members else set()
+        return found
+
+    @cached_property
+    def _classes(self) -> dict[str, list[str]]:
+        """The classes that have members, by their own names."""
+        found: dict[str, list[str]] = {}
+        for dotted, unit in self.units.items():
+            if unit.members:
+                found.setdefault(dotted.rpartition(".")[2], []).append(dotted)
+        return found
 
     def module_of(self, name: str) -> str:
         """The module that a definition stands in."""

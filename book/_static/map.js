@@ -1,48 +1,52 @@
-/* The map of results: zoom by buttons, and light up what a result rests on and what rests on it. */
+/* The map of results: one part at a time, first the one that the reader comes from; and what a result
+   rests on and what rests on it, lit up. Without this script all parts stand one under another. */
 "use strict";
 
-for (const map of document.querySelectorAll("[data-map]")) {
-  const frame = map.querySelector(".map-frame");
-  const drawing = map.querySelector("svg");
-  const size = { width: drawing.width.baseVal.value, height: drawing.height.baseVal.value };
-  let scale = 1;
+{
+  const parts = [...document.querySelectorAll(".map-part")];
 
-  const zoom = (factor) => {
-    scale = Math.min(3, Math.max(0.15, factor));
-    drawing.setAttribute("width", size.width * scale);
-    drawing.setAttribute("height", size.height * scale);
-  };
-  const bar = document.createElement("div");
-  bar.className = "map-bar";
-  const actions = [
-    ["−", "Smaller", () => zoom(scale / 1.25)],
-    ["+", "Larger", () => zoom(scale * 1.25)],
-    ["fit", "Fit the width", () => zoom(frame.clientWidth / size.width)],
-  ];
-  for (const [text, label, action] of actions) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = text;
-    button.setAttribute("aria-label", label);
-    button.addEventListener("click", action);
-    bar.append(button);
-  }
-  map.prepend(bar);
-  frame.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey) return;
-    event.preventDefault();
-    zoom(scale * Math.exp(-event.deltaY / 300));
-  }, { passive: false });
-
-  const light = (name) => {
-    for (const line of drawing.querySelectorAll(".use")) {
+  const light = (map, name) => {
+    for (const line of map.querySelectorAll(".use")) {
       line.classList.toggle("below", name !== null && line.dataset.to === name);
       line.classList.toggle("above", name !== null && line.dataset.from === name);
     }
     map.classList.toggle("lit", name !== null);
   };
-  for (const box of drawing.querySelectorAll("a")) {
-    for (const on of ["mouseenter", "focus"]) box.addEventListener(on, () => light(box.dataset.name));
-    for (const off of ["mouseleave", "blur"]) box.addEventListener(off, () => light(null));
+  for (const map of document.querySelectorAll("[data-map]")) {
+    for (const box of map.querySelectorAll("a")) {
+      for (const on of ["mouseenter", "focus"]) box.addEventListener(on, () => light(map, box.dataset.name));
+      for (const off of ["mouseleave", "blur"]) box.addEventListener(off, () => light(map, null));
+    }
   }
+
+  // A result's label in the address, or else the page that led here, tells the part to begin with.
+  const own = (part) => [...part.querySelectorAll("[data-map] a:not(.guest)")];
+  const asked = location.hash.slice(1);
+  const from = document.referrer.replace(/[#?].*/, "");
+  const named = (box) => box.dataset.name === asked;
+  const page = (box) => new URL(box.getAttribute("href"), location).href.replace(/#.*/, "");
+  const start = parts.find((part) => own(part).some(named))
+    || parts.find((part) => own(part).some((box) => page(box) === from))
+    || parts[0];
+
+  if (parts.length > 1) {
+    const bar = document.createElement("div");
+    bar.className = "map-bar";
+    bar.setAttribute("role", "group");
+    bar.setAttribute("aria-label", "Part of the book");
+    const show = (chosen) => parts.forEach((part, i) => {
+      part.hidden = part !== chosen;
+      bar.children[i].setAttribute("aria-pressed", part === chosen);
+    });
+    for (const part of parts) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = part.querySelector(".rubric").textContent;
+      button.addEventListener("click", () => show(part));
+      bar.append(button);
+    }
+    parts[0].before(bar);
+    show(start);
+  }
+  own(start ?? document).find(named)?.focus();
 }

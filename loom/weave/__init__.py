@@ -27,7 +27,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
         modules,
         nobreak,
         pages,
+        reference,
         results,
+        search,
         source,
         statements,
     )
@@ -56,6 +58,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(captions.Annotate)
     app.connect("builder-inited", source.load)
     app.connect("env-updated", results.stale, priority=900)
+    app.connect("env-updated", reference.register)
+    app.connect("html-page-context", search.script)
     app.connect("html-collect-pages", modules.pages)
     # After the theme has made its list of buttons.
     app.connect("html-page-context", downloads.button, priority=900)

@@ -3,6 +3,7 @@
 # mypy: disallow-subclassing-any=False
 
 from collections.abc import Iterable
+from html import escape
 from typing import Any
 
 from docutils import nodes
@@ -69,8 +70,24 @@ class Fill(SphinxPostTransform):
         return loaded
 
     def map(self, home: str) -> list[nodes.Node]:
-        """The drawing, on the site; and the same as a table."""
+        """For each part a drawing, on the site, and the same as a table."""
+        chapters = source(self.app).book.chapters
+        parts = {chapter.path: chapter.part for chapter in chapters}
+        made: list[nodes.Node] = []
+        if self.app.builder.format == "html":
+            made.append(nodes.raw("", f'<p class="map-key">{KEY}</p>', format="html"))
         results = self.results.all()
+        for part in dict.fromkeys(parts[r.label.chapter] for r in results):
+            own = [r for r in results if parts[r.label.chapter] == part]
+            inner: list[nodes.Node] = [nodes.rubric(part, part)]
+            if self.app.builder.format == "html":
+                inner.append(nodes.raw("", self.drawing(home, own, part), format="html"))
+            inner.append(self.listing(home, own))
+            made.append(nodes.container("", *inner, classes=["map-part"]))
+        return made
+
+    def listing(self, home: str, results: list[Result]) -> nodes.table:
+        """Results as rows: what each rests on, what implements it, how many checks it has."""
         rows: list[list[Note]] = [
             [
                 (Label(r.label.name), f" {r.label.title}"),
@@ -82,36 +99,37 @@ class Fill(SphinxPostTransform):
             for r in results
         ]
         heads = ("result", "rests on", "implemented by", "checks", "controls")
-        drawn: list[nodes.Node] = []
-        if self.app.builder.format == "html":
-            drawn = [nodes.raw("", self.drawing(home, results), format="html")]
-        return [*drawn, table(heads, (27, 20, 35, 9, 9), self.cells(rows, home))]
+        return table(heads, (27, 20, 35, 9, 9), self.cells(rows, home))
 
-    def drawing(self, home: str, results: list[Result]) -> str:
-        """The map as SVG in a frame that can be scrolled and zoomed."""
-        chapters = list(dict.fromkeys(r.label.chapter for r in results))
-        boxes, uses = [], []
-        for r in results:
-            place = locate(self.env, r.label.name)
-            if place is None:
+    def drawing(self, home: str, own: list[Result], part: str) -> str:
+        """The results of a part as SVG, with those of other parts on which they rest."""
+        names = {r.label.name for r in own}
+        used = {name for r in own for name in r.uses} - names
+        guests = [r for r in self.results.all() if r.label.name in used]
+        chapters = list(dict.fromkeys(r.label.chapter for r in own))
+        titles = ["From other parts"] * bool(guests) + [self.title(path) for path in chapters]
+        boxes = []
+        for r in (*guests, *own):
+            if (place := locate(self.env, r.label.name)) is None:
                 continue
             uri = self.app.builder.get_relative_uri(home, place.docname)
-            column = chapters.index(r.label.chapter)
+            guest = r.label.name in used
+            column = 0 if guest else chapters.index(r.label.chapter) + bool(guests)
             href = f"{uri}#{place.anchor}"
             title = r.label.title or ", ".join(d.name for d in r.implemented)
-            boxes.append(Box(r.label.name, place.text, title, href, column, r.marks))
-            uses += [(r.label.name, used) for used in r.uses]
-        titles = []
-        for path in chapters:
-            title = self.env.titles[path.removesuffix(".md")]
-            number = ".".join(map(str, title.get("secnumber") or ()))
-            titles.append(f"{number} {title.astext()}")
+            boxes.append(Box(r.label.name, place.text, title, href, column, r.marks, guest))
+        uses = [(r.label.name, used) for r in own for used in r.uses]
         return (
-            '<div class="map" data-map>'
-            '<div class="map-frame" tabindex="0" role="region" aria-label="Map of results">'
-            f"{draw(boxes, uses, titles)}</div>"
-            f'<p class="map-key">{KEY}</p></div>'
+            '<div class="map" data-map tabindex="0" role="region" '
+            f'aria-label="Map of {escape(part)}">'
+            f"{draw(boxes, uses, titles, f'Results of {part}')}</div>"
         )
+
+    def title(self, path: str) -> str:
+        """A chapter's number and title."""
+        title = self.env.titles[path.removesuffix(".md")]
+        number = ".".join(map(str, title.get("secnumber") or ()))
+        return f"{number} {title.astext()}".strip()
 
     def missing(self, home: str) -> list[nodes.Node]:
         """What each kind of gap concerns; nothing, if the book is whole."""
@@ -131,8 +149,8 @@ class Fill(SphinxPostTransform):
         """Every public name of the package: where it is defined, and what uses it."""
         loaded = source(self.app)
         rows: list[list[Note]] = []
+        users = reference.users(self.results.code, loaded.tangled)
         for d in sorted(reference.public(loaded.tangled), key=lambda d: d.name.lower()):
-            users = reference.users(self.results.code, d, loaded.tangled)
             chapter = self.env.titles[d.chapter.removesuffix(".md")]
             number = ".".join(map(str, chapter.get("secnumber") or ()))
             link = Name(d.name, d.chapter.removesuffix(".md"), anchor(d.name))
@@ -141,7 +159,7 @@ class Fill(SphinxPostTransform):
                     (link,),
                     (number,),
                     (Code(d.path.removeprefix("tangled/")),),
-                    listed([named(user)] for user in users),
+                    listed([named(user)] for user in users.get(d.dotted, ())),
                 ]
             )
         heads = ("name", "chapter", "module", "used by")

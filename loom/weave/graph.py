@@ -1,4 +1,4 @@
-"""The map of results as a drawing: a column for each chapter, a line for each use in a proof."""
+"""The map of results as drawings: a column for each chapter, a line for each use in a proof."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from textwrap import wrap
 
 __all__ = ["Box", "draw"]
 
-WIDTH, HEIGHT = 214, 58  # of a box
-COLUMN, ROW = 310, 76  # from one box to the next
+WIDTH, HEIGHT = 206, 58  # of a box
+COLUMN, ROW = 250, 76  # from one box to the next
+COLUMNS = 3  # beside each other, so that a drawing is as wide as a page
 TOP = 64  # the chapter's title
 MARKS = ("proved", "implemented", "verified", "refuted")
 
@@ -18,7 +19,7 @@ class Box:
     """A result: its number and title, its page, its column, and which of MARKS it has.
 
     `marks` holds True for a mark that it has, False for one that it lacks; a mark that is not asked
-    of its kind does not occur.
+    of its kind does not occur. A result of another part is a `guest`.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Box:
     href: str
     column: int
     marks: Mapping[str, bool]
+    guest: bool = False
 
     @property
     def state(self) -> str:
@@ -38,24 +40,32 @@ class Box:
         return "verified" if self.marks.get("verified", False) else "proved"
 
 
-def draw(boxes: Sequence[Box], uses: Iterable[tuple[str, str]], titles: Sequence[str]) -> str:
+def draw(
+    boxes: Sequence[Box], uses: Iterable[tuple[str, str]], titles: Sequence[str], label: str
+) -> str:
     """Return the drawing as SVG; `uses` are pairs of a result and another that its proof uses."""
-    rows: dict[int, int] = {}
+    rows = [0] * len(titles)
+    for box in boxes:
+        rows[box.column] += 1
+    bands = [max(rows[i : i + COLUMNS]) for i in range(0, len(rows), COLUMNS)]
+    tops = [sum(TOP + ROW * rows for rows in bands[:band]) for band in range(len(bands) + 1)]
+    corners = [(16 + COLUMN * (i % COLUMNS), tops[i // COLUMNS]) for i in range(len(titles))]
+    filled = [0] * len(titles)
     places: dict[str, tuple[float, float]] = {}
     for box in boxes:
-        row = rows.get(box.column, 0)
-        rows[box.column] = row + 1
-        places[box.name] = (16 + COLUMN * box.column, TOP + ROW * row)
-    width = 16 + COLUMN * len(titles)
-    height = TOP + ROW * max(rows.values(), default=0)
+        x, y = corners[box.column]
+        places[box.name] = (x, y + TOP + ROW * filled[box.column])
+        filled[box.column] += 1
+    width = 16 + COLUMN * min(len(titles), COLUMNS)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="group" aria-label="Map of results">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tops[-1]}" '
+        f'width="{width}" height="{tops[-1]}" role="group" aria-label="{escape(label)}">'
     ]
-    for column, title in enumerate(titles):
+    for (x, y), title in zip(corners, titles, strict=True):
         for i, line in enumerate(wrap(title, 34)[:2]):
-            x, y = 16 + COLUMN * column, 22 + 17 * i
-            parts.append(f'<text class="chapter" x="{x}" y="{y}">{escape(line)}</text>')
+            parts.append(
+                f'<text class="chapter" x="{x}" y="{y + 22 + 17 * i}">{escape(line)}</text>'
+            )
     for user, used in uses:
         if user in places and used in places:
             parts.append(_line(user, used, places))
@@ -81,7 +91,8 @@ def _line(user: str, used: str, places: Mapping[str, tuple[float, float]]) -> st
 def _box(box: Box, x: float, y: float) -> str:
     told = ", ".join(mark if has else f"not {mark}" for mark, has in box.marks.items())
     parts = [
-        f'<a href="{escape(box.href)}" data-name="{escape(box.name)}" class="{box.state}">',
+        f'<a href="{escape(box.href)}" data-name="{escape(box.name)}" '
+        f'class="{box.state}{" guest" * box.guest}">',
         f"<title>{escape(box.number)} {escape(box.title)}: {told}</title>",
         f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="3"/>',
         f'<text class="number" x="{x + 10}" y="{y + 17}">{escape(box.number)}</text>',

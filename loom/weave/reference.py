@@ -1,4 +1,8 @@
-"""The reference of the package: each public definition with its docstring and its derivation."""
+"""The reference of the package: each public definition with its docstring and its derivation.
+
+Its names are in Sphinx' Python domain too, so that the search finds them and other projects link to
+them.
+"""
 
 import ast
 import inspect
@@ -7,14 +11,17 @@ import textwrap
 from collections.abc import Iterator
 
 from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.domains.python import ModuleEntry, ObjectEntry, PythonDomain
+from sphinx.environment import BuildEnvironment
 
 from loom.reach import Code as Graph
 from loom.tangle import Definition, Tangled
 from loom.weave.links import Links
 from loom.weave.provenance import Label, Module, Name, Note, anchor, listed
-from loom.weave.source import Source
+from loom.weave.source import Source, source
 
-__all__ = ["package", "public", "users"]
+__all__ = ["package", "public", "register", "users"]
 
 CITATION = re.compile(r"Implements [\w:, -]+\s+\([^)]*\)\.$", re.DOTALL)
 
@@ -28,16 +35,41 @@ def public(tangled: Tangled) -> list[Definition]:
     ]
 
 
-def users(graph: Graph, definition: Definition, tangled: Tangled) -> list[Definition]:
-    """The definitions of the package that use another one directly."""
-    return [
-        d
-        for d in tangled.definitions
-        if d.path.startswith("tangled/")
-        and d.dotted != definition.dotted
-        and not definition.dotted.startswith(f"{d.dotted}.")
-        and graph.uses(d.dotted, definition.dotted)
-    ]
+def users(graph: Graph, tangled: Tangled) -> dict[str, list[Definition]]:
+    """For each definition of the package, by its dotted name, those that use it directly."""
+    found: dict[str, list[Definition]] = {}
+    for d in tangled.definitions:
+        if d.path.startswith("tangled/"):
+            for used in graph.used(d.dotted) if d.dotted in graph.units else ():
+                if used != d.dotted and not used.startswith(f"{d.dotted}."):
+                    found.setdefault(used, []).append(d)
+    return found
+
+
+def register(app: Sphinx, env: BuildEnvironment) -> None:
+    """Enter the public names of the package into the Python domain, each where it is derived."""
+    domain = env.domains["py"]
+    assert isinstance(domain, PythonDomain)
+    domain.objects.clear()
+    domain.modules.clear()
+    for d in public(source(app).tangled):
+        docname = d.chapter.removesuffix(".md")
+        module = d.path.removesuffix(".py").replace("/", ".")
+        entry = ObjectEntry(docname, anchor(d.name), kind(d), aliased=False)
+        domain.objects[d.dotted] = entry
+        if module not in domain.modules:
+            domain.modules[module] = ModuleEntry(docname, anchor(d.name), "", "", False)
+
+
+def kind(definition: Definition) -> str:
+    """What the Python domain calls a definition, as its name tells."""
+    outer, _, member = definition.name.rpartition(".")
+    name = member or outer
+    if outer:
+        return "attribute" if name.isupper() else "method"
+    if name.isupper() and len(name) > 1:
+        return "data"
+    return "class" if name[:1].isupper() else "function"
 
 
 def package(loaded: Source, links: Links, home: str) -> list[nodes.Node]:

@@ -13,7 +13,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx import addnodes
 from sphinx.builders import Builder
-from sphinx.domains import Domain
+from sphinx.domains import Domain, ObjType
 from sphinx.environment import BuildEnvironment
 from sphinx.roles import XRefRole
 from sphinx.util import logging
@@ -118,6 +118,9 @@ class ProofDomain(Domain):
     name = "prf"
     label = "Statements"
     data_version = 1
+    object_types: ClassVar[dict[str, ObjType]] = {
+        kind: ObjType(kind, "ref") for kind in (*KINDS, "exercise")
+    }
     directives: ClassVar[dict[str, Any]] = {
         "proof": ProofDirective,
         **dict.fromkeys(KINDS, StatementDirective),
@@ -179,8 +182,14 @@ class ProofDomain(Domain):
         found = self.resolve_xref(env, fromdocname, builder, "ref", target, node, contnode)
         return [("prf:ref", found)] if found is not None else []
 
+    def get_type_name(self, type: ObjType, primary: bool = False) -> str:
+        return str(type.lname)
+
     def get_objects(self) -> Iterable[tuple[str, str, str, str, str, int]]:
-        return ()
+        """Every statement by number and title, for the search and for other projects."""
+        for label, (docname, kind, counter, title) in self.labels.items():
+            tag = number(self.env, docname, counter, label)
+            yield label, f"{kind.title()} {tag} {title}".strip(), kind, docname, label, 1
 
 
 def name(node: nodes.Element) -> str:

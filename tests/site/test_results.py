@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
 from loom.book import read
 from loom.results import Results
 from loom.tangle import tangle
+from loom.weave.graph import COLUMN, Box, draw
 from loom.weave.reference import public
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +32,10 @@ def test_every_result_is_a_box_of_the_map_and_a_row_of_its_table(
     pages, results
 ):
     names = [r.label.name for r in results.all()]
-    boxes = [a["data-name"] for a in pages["results"].select("[data-map] a")]
+    boxes = [
+        a["data-name"]
+        for a in pages["results"].select("[data-map] a:not(.guest)")
+    ]
     assert boxes == names
     rows = pages["results"].select("table tbody tr")
     links = [row.select_one("a")["href"].partition("#")[2] for row in rows]
@@ -76,19 +81,50 @@ def test_the_package_is_described_name_by_name(pages, results):
     assert listed == linked
 
 
-def test_the_map_is_zoomed_by_its_buttons_and_lit_by_the_keyboard(
-    browser, address
-):
+def test_the_map_opens_on_the_part_one_comes_from(browser, address):
     page = browser.new_page()
-    page.goto(f"{address}/book/appendix/results.html")
-    drawing = page.locator("[data-map] svg")
-    before = drawing.bounding_box()["width"]
-    page.get_by_role("button", name="Larger").click()
-    assert drawing.bounding_box()["width"] > 1.2 * before
-    page.get_by_role("button", name="Fit the width").click()
-    frame = page.locator(".map-frame").bounding_box()["width"]
-    assert abs(drawing.bounding_box()["width"] - frame) < 20
-    page.locator("a[data-name='thm-forward-marginal']").focus()
+    for start in ("diffusion/forward", "workshop/data"):
+        page.goto(f"{address}/book/{start}.html")
+        link = "nav a[href$='appendix/results.html']"
+        page.locator(link).first.click()
+        page.locator(".map-bar").wait_for()
+        shown = page.locator(".map-part:visible")
+        assert shown.count() == 1
+        boxes = shown.locator("[data-map] a:not(.guest)")
+        assert f"{start}.html#" in " ".join(
+            box.get_attribute("href") for box in boxes.all()
+        )
+    page.close()
+
+
+def test_the_map_fits_the_page_and_is_lit_by_the_keyboard(browser, address):
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(f"{address}/book/appendix/results.html#thm-forward-marginal")
+    shown = page.locator(".map-part:visible")
+    frame = shown.locator("[data-map]").bounding_box()
+    assert shown.locator("svg").bounding_box()["width"] <= frame["width"]
+    # Ten pixels are the least that one reads.
+    scale = shown.locator("svg").evaluate("svg => svg.getScreenCTM().a")
+    assert 12 * scale >= 10
+    marked = "a[data-name='thm-forward-marginal']"
+    assert page.locator(f"{marked}:focus").count() == 1
     assert page.locator("path.use.below").count() >= 2
     assert page.locator("path.use.above").count() >= 2
     page.close()
+
+
+def test_a_part_of_many_chapters_is_no_wider_than_one_of_three():
+    boxes = [
+        Box(f"thm-{c}-{i}", f"Theorem {c}.{i}", "A title", "#", c, {})
+        for c in range(60)
+        for i in range(3 + c % 7)
+    ]
+    uses = [(f"thm-{c}-0", f"thm-{c - 1}-0") for c in range(1, 60)]
+    titles = [f"Chapter {c}" for c in range(60)]
+    drawing = BeautifulSoup(
+        draw(boxes, uses, titles, "All"), "html.parser"
+    ).svg
+    assert float(drawing["width"]) == 16 + 3 * COLUMN
+    corners = {(r["x"], r["y"]) for r in drawing.select("rect")}
+    assert len(corners) == len(boxes)
+    assert len(drawing.select("path.use")) == 59
