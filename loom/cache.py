@@ -88,6 +88,18 @@ class Cache:
             return None
         return float(record.data.get("execution_seconds") or 0.0)
 
+    def executed(self, notebook: "NotebookNode") -> "NotebookNode | None":
+        """The notebook with its outputs; None where it has not been run as it is."""
+        try:
+            record = self.cache.match_cache_notebook(notebook)
+        except KeyError:
+            return None
+        return self.cache.get_cache_bundle(record.pk).nb
+
+    def file(self, key: str) -> Path:
+        """Where the executed notebook with this key is kept."""
+        return self.folder / "executed" / key / "base.ipynb"
+
     def last_seconds(self, chapter: Path) -> float | None:
         """How long an earlier version of the chapter took."""
         records = [r for r in self.cache.list_cache_records() if r.uri == str(chapter)]

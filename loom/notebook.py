@@ -2,12 +2,14 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import yaml
 
+from loom.cache import Cache
 from loom.kernel.checks import find_tests
 from loom.plain import plain
 from loom.stamp import stamped
@@ -17,6 +19,13 @@ __all__ = ["downloadable", "executable", "settings"]
 # What Jupyter Book reads chapters with unless `_config.yml` says otherwise; of its list, these
 # are the extensions that can decide where a code cell begins.
 EXTENSIONS = ("colon_fence", "dollarmath")
+
+# Tags of cells whose code a page does not show at first, or not at all.
+HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+# What the kernel of the book prints when checks have passed, and under what it keeps glued values.
+PASSED = "passed: "
+GLUED = "application/papermill.record/"
+GLUE = re.compile(r"\{glue:text\}`(?P<key>[^`]+)`")
 
 INSTALL = """\
 *This notebook is made from the book's chapter. To run it, install the package that the book
@@ -45,28 +54,74 @@ def executable(chapter: Path, root: Path) -> nbformat.NotebookNode:
     return read_myst_markdown_notebook(text, config=config, add_source_map=True, path=chapter)
 
 
-def downloadable(chapter: Path, root: Path) -> nbformat.NotebookNode:
+def downloadable(chapter: Path, root: Path, cache: Cache | None = None) -> nbformat.NotebookNode:
     """The chapter as a notebook that plain Jupyter shows and runs.
 
     The tests that a cell defines are called in the cell itself, since the book's kernel hook is
-    absent; directives and roles that Jupyter does not know become ordinary Markdown. The same
-    chapter gives the same bytes.
+    absent; directives and roles that Jupyter does not know become ordinary Markdown. It carries
+    the outputs that the cache has. The same chapter gives the same bytes.
     """
-    executed = executable(chapter, root)
+    source = executable(chapter, root)
+    ran = cache.executed(source) if cache else None
+    outputs = [_shown(c.outputs) for c in ran.cells if c.cell_type == "code"] if ran else []
     v4 = nbformat.v4
-    cells = [v4.new_markdown_cell(INSTALL)]
+    glued = _glued(ran.cells) if ran else {}
+    words = [
+        plain(GLUE.sub(lambda role: _value(role, glued), cell.source))
+        if cell.cell_type == "markdown"
+        else ""
+        for cell in source.cells
+    ]
+    title, _, words[0] = words[0].partition("\n") if words else ("", "", "")
+    cells = [v4.new_markdown_cell(f"{title}\n\n{INSTALL}")]
     if macros := _macros(root):
         cells.append(v4.new_markdown_cell(macros))
-    for cell in executed.cells:
+    for cell, text in zip(source.cells, words, strict=True):
         if cell.cell_type == "code":
-            cells.append(v4.new_code_cell(_with_calls(cell.source)))
-        elif text := plain(cell.source):
-            cells.append(v4.new_markdown_cell(text))
+            code = v4.new_code_cell(_with_calls(cell.source))
+            code.outputs = outputs.pop(0) if outputs else []
+            if HIDDEN.intersection(cell.metadata.get("tags", ())):
+                code.metadata["jupyter"] = {"source_hidden": True}
+            cells.append(code)
+        elif text.strip():
+            cells.append(v4.new_markdown_cell(text.strip()))
     for index, cell in enumerate(cells):
         cell["id"] = f"{chapter.stem[:50]}-{index}"
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     metadata = {"kernelspec": spec, "language_info": {"name": "python"}}
     return v4.new_notebook(cells=cells, metadata=metadata)
+
+
+def _glued(cells: list[nbformat.NotebookNode]) -> dict[str, str]:
+    """The values that the chapter's cells glued, as text, by their keys."""
+    return {
+        output.metadata["scrapbook"]["name"]: output.data[f"{GLUED}text/plain"].strip("'")
+        for cell in cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if f"{GLUED}text/plain" in output.get("data", ())
+    }
+
+
+def _value(role: re.Match[str], glued: dict[str, str]) -> str:
+    """What stands for `{glue:text}`key:.2f`` on the page; the role itself, if nothing does."""
+    key, _, form = role["key"].partition(":")
+    if key not in glued:
+        return role[0]
+    return format(ast.literal_eval(glued[key]), form) if form else glued[key]
+
+
+def _shown(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs that a reader sees: not the glued ones, nor what the book's kernel adds."""
+    kept = []
+    for output in outputs:
+        if output.output_type == "stream":
+            lines = [s for s in output.text.splitlines(True) if not s.startswith(PASSED)]
+            text = "".join(lines)
+            kept += [nbformat.v4.new_output("stream", name=output.name, text=text)] * bool(lines)
+        elif not any(name.startswith(GLUED) for name in output.get("data", ())):
+            kept.append(output)
+    return kept
 
 
 def _with_calls(source: str) -> str:

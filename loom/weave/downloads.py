@@ -7,7 +7,8 @@ import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from loom import notebook, plain
+from loom import notebook, plain, seconds
+from loom.cache import Cache
 from loom.weave.source import source
 
 __all__ = ["button", "write"]
@@ -41,11 +42,15 @@ def write(app: Sphinx, error: Exception | None) -> None:
     root = Path(app.srcdir)
     makers = [Path(module.__file__ or "") for module in (notebook, plain)]
     macros = root / "book" / "_static" / "macros.json"
+    cache, rows = Cache(root), seconds.load(root)
     for chapter in source(app).book.chapters:
         file = Path(app.outdir) / place(chapter.docname)
-        if chapter.cells and older(file, [root / chapter.path, macros, *makers]):
+        sources = [root / chapter.path, macros, *makers]
+        if row := rows.get(chapter.path):
+            sources.append(cache.file(row.key))
+        if chapter.cells and older(file, sources):
             file.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook.downloadable(root / chapter.path, root), file)
+            nbformat.write(notebook.downloadable(root / chapter.path, root, cache), file)
 
 
 def older(file: Path, sources: list[Path]) -> bool:

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from loom.cache import Cache
 from loom.digest import digest
 from loom.notebook import downloadable, executable
 from loom.plain import plain
@@ -33,6 +34,13 @@ def test_sum():
 ```
 
 By {eq}`eq-one` and {prf:ref}`thm-sum`.
+"""
+GLUED = """
+$$
+x
+$$ (eq-a)
+
+About {glue:text}`e:.1f`.
 """
 
 
@@ -63,6 +71,7 @@ def test_the_download_is_whole_and_the_same_every_time(small_book, chapter):
     notebook = downloadable(chapter, small_book.root)
     assert notebook == downloadable(chapter, small_book.root)
     nbformat.validate(notebook)
+    assert notebook.cells[0].source.startswith("# ")
     assert "pip install" in notebook.cells[0].source
     assert [cell.id for cell in notebook.cells[:2]] == ["a-0", "a-1"]
     assert all(not c.outputs for c in notebook.cells if c.cell_type == "code")
@@ -77,6 +86,27 @@ def test_the_download_runs_without_the_book(small_book, chapter, tmp_path):
         NotebookClient(notebook).execute()
     (output,) = notebook.cells[-2].outputs
     assert output.text == "called\n"
+
+
+def test_the_download_carries_what_the_run_showed(small_book):
+    small_book.chapters(
+        a=[
+            "from myst_nb import glue\n\nglue('e', 2.718, display=False)\nprint(2)",
+            ":verifies: eq-a\n\ndef test_sum():\n    print('called')",
+        ]
+    )
+    file = small_book.root / "book/a.md"
+    file.write_text(file.read_text() + GLUED)
+    assert small_book.run()[0] == 0
+    cache = Cache(small_book.root)
+    notebook = downloadable(file, small_book.root, cache)
+    nbformat.validate(notebook)
+    assert notebook.cells[-1].source.endswith("About 2.7.")
+    outputs = [c.outputs for c in notebook.cells if c.cell_type == "code"]
+    assert [[o.text for o in shown] for shown in outputs] == [
+        ["2\n"],
+        ["called\n"],
+    ]
 
 
 def test_macros_are_defined_first(small_book, chapter):
