@@ -95,7 +95,7 @@ def downloadable(chapter: Path, root: Path, cache: Cache | None = None) -> nbfor
 def _glued(cells: list[nbformat.NotebookNode]) -> dict[str, str]:
     """The values that the chapter's cells glued, as text, by their keys."""
     return {
-        output.metadata["scrapbook"]["name"]: output.data[f"{GLUED}text/plain"].strip("'")
+        output.metadata["scrapbook"]["name"]: output.data[f"{GLUED}text/plain"]
         for cell in cells
         if cell.cell_type == "code"
         for output in cell.outputs
@@ -105,10 +105,10 @@ def _glued(cells: list[nbformat.NotebookNode]) -> dict[str, str]:
 
 def _value(role: re.Match[str], glued: dict[str, str]) -> str:
     """What stands for `{glue:text}`key:.2f`` on the page; the role itself, if nothing does."""
+    from myst_nb.core.variables import format_plain_text
+
     key, _, form = role["key"].partition(":")
-    if key not in glued:
-        return role[0]
-    return format(ast.literal_eval(glued[key]), form) if form else glued[key]
+    return str(format_plain_text(glued[key], form)) if key in glued else role[0]
 
 
 def _shown(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
