@@ -8,6 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from loom import notebook, plain, seconds
+from loom.book import Chapter
 from loom.cache import Cache
 from loom.weave.source import source
 
@@ -18,11 +19,16 @@ def place(docname: str) -> str:
     return f"notebooks/{docname.removeprefix('book/')}.ipynb"
 
 
+def notebooks(app: Sphinx) -> list[Chapter]:
+    """The chapters that have code; the page in front of the book is none, whatever it draws."""
+    return [c for c in source(app).book.chapters if c.cells and c.docname != app.config.root_doc]
+
+
 def button(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """Add the button to the header of a chapter that has code."""
-    if any(chapter.docname == page and chapter.cells for chapter in source(app).book.chapters):
+    if any(chapter.docname == page for chapter in notebooks(app)):
         context["header_buttons"].append(
             {
                 "type": "link",
@@ -43,12 +49,12 @@ def write(app: Sphinx, error: Exception | None) -> None:
     makers = [Path(module.__file__ or "") for module in (notebook, plain)]
     macros = root / "book" / "_static" / "macros.json"
     cache, rows = Cache(root), seconds.load(root)
-    for chapter in source(app).book.chapters:
+    for chapter in notebooks(app):
         file = Path(app.outdir) / place(chapter.docname)
         sources = [root / chapter.path, macros, *makers]
         if row := rows.get(chapter.path):
             sources.append(cache.file(row.key))
-        if chapter.cells and older(file, sources):
+        if older(file, sources):
             file.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook.downloadable(root / chapter.path, root, cache), file)
 
