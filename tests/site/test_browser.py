@@ -274,8 +274,11 @@ def test_without_javascript_every_fold_opens(site, address, browser):
 def test_nothing_keeps_a_reader_out(browser, address, path, scheme):
     page = browser.new_page(color_scheme=scheme)
     visit(page, f"{address}/{path}")
+    # One fold of each kind is enough; all of them together take half a minute.
     page.evaluate(
-        "document.querySelectorAll('details').forEach(d => d.open = true)"
+        "folds => folds.forEach(fold => {"
+        " const one = document.querySelector(fold); if (one) one.open = true })",
+        FOLDS,
     )
     # Colours that are still on their way from one theme to the other count as they look now.
     page.add_style_tag(content="* { transition: none !important }")
