@@ -21,6 +21,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         contents,
         downloads,
         exercises,
+        folds,
         latex,
         layout,
         macros,
@@ -40,6 +41,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(statements.StatementTitle, html=(pages.visit_title, pages.depart_title))
     app.add_node(statements.Proof, html=(pages.visit_proof, pages.depart_proof))
     app.add_node(exercises.Answer, html=(pages.visit_answer, pages.depart_answer))
+    app.set_translator("html", pages.BookTranslator)
     app.set_translator("latex", latex.BookTranslator)
     app.add_domain(statements.ProofDomain)
     for name, directive in exercises.DIRECTIVES.items():
@@ -52,9 +54,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(atlas.Fill)
     app.add_post_transform(layout.Parts)
     app.add_post_transform(layout.LongTables)
-    app.add_node(captions.Provenance, html=(pages.visit_provenance, pages.depart_provenance))
+    app.add_node(folds.Fold, html=(pages.visit_fold, pages.depart_division))
+    app.add_node(folds.Details, html=(pages.visit_details, pages.depart_answer))
+    app.add_node(folds.Provenance, html=(pages.visit_provenance, pages.depart_division))
     app.add_post_transform(nobreak.KeepTogether)
     app.add_env_collector(results.Passed)
+    app.add_post_transform(folds.Folding)
     app.add_post_transform(captions.Annotate)
     app.connect("builder-inited", source.load)
     app.connect("env-updated", results.stale, priority=900)

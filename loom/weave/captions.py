@@ -1,79 +1,74 @@
-"""Write the notes of provenance into the pages: under cells, statements and equations."""
+"""Write what stands behind statements and equations: one line, and a list that opens."""
 
 # mypy: disallow-subclassing-any=False
 
+from collections.abc import Iterable
 from typing import Any
 
 from docutils import nodes
-from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from loom.weave import provenance
+from loom.weave.folds import Details, Provenance, home
 from loom.weave.links import Links
-from loom.weave.provenance import Map, Name, Note
+from loom.weave.provenance import Map, Standing, Test
 from loom.weave.results import passed
 from loom.weave.source import source
 from loom.weave.statements import Statement
 
-__all__ = ["Annotate", "Provenance"]
-
-
-class Provenance(nodes.General, nodes.TextElement):
-    """A note; `place` is what it stands under: cell, statement or equation."""
+__all__ = ["Annotate"]
 
 
 class Annotate(SphinxPostTransform):
     """Add the notes, with links, before references are resolved."""
 
-    default_priority = 5
+    default_priority = 6
 
     def run(self, **kwargs: Any) -> None:
-        charted = source(self.app).notes
-        results = passed(self.env)
-        used: dict[tuple[str, str], int] = {}
-        for node in list(self.document.findall(nodes.container)):
-            if node.get("nb_element") != "cell_code" or not node.children:
-                continue
-            docname, code = self.home(node), provenance.key(node[0].astext())
-            entries = charted.cells.get(docname, {}).get(code, [])
-            count = used.setdefault((docname, code), 0)
-            if count < len(entries) and node[0].get("nb_element") == "cell_code_source":
-                used[docname, code] += 1
-                anchors, note = entries[count]
-                node["ids"] = [*node["ids"], *anchors]
-                self.put_after(node, note, "cell")
+        """Go through the statements and the equations of a page, or of the book."""
+        charted, results = source(self.app).notes, passed(self.env)
+        self.links = Links(self.app)
         for statement in list(self.document.findall(Statement)):
-            if note := charted.note(statement["label"], results):
-                statement += self.written(note, "statement", statement["docname"])
+            if standing := charted.standing(statement["label"], results):
+                statement += self.written(standing, "statement", statement["docname"])
         for equation in list(self.document.findall(nodes.math_block)):
             label = equation.get("label")
-            note = charted.note(label, results) if label else ()
-            if note and not self.said_below(equation, note, charted, results):
-                self.put_after(equation, note, "equation")
+            standing = charted.standing(label, results) if label else Standing()
+            if standing and not said_around(equation, standing, charted, results):
+                note = self.written(standing, "equation", home(self.env, equation))
+                equation.parent.insert(equation.parent.index(equation) + 1, note)
 
-    def said_below(
-        self, equation: nodes.Node, note: Note, charted: Map, results: dict[str, set[str]]
-    ) -> bool:
-        """Tell whether an equation stands in a statement whose own note says the same."""
-        parent = equation.parent
-        while parent is not None and not isinstance(parent, Statement):
-            parent = parent.parent
-        if parent is None:
-            return False
-        named = {part for part in note if isinstance(part, Name)}
-        return named <= set(charted.note(parent["label"], results))
+    def written(self, standing: Standing, place: str, docname: str) -> Provenance:
+        """The line; on the site the number of tests opens the list of their names."""
+        note: Provenance = Provenance(
+            "", "", *self.links.written(standing.head, docname), place=place
+        )
+        between = " · " if standing.head and standing.tally else ""
+        note += nodes.Text(between)
+        if self.app.builder.format == "latex":
+            note += nodes.Text(standing.tally)
+        elif standing.tally:
+            checks = self.items(standing.checks, "", docname)
+            controls = self.items(standing.controls, "control: ", docname)
+            listing = nodes.bullet_list("", *checks, *controls)
+            note[:] = [nodes.inline("", "", *note.children)] if standing.head else []
+            note += Details("", listing, mark="", text=standing.tally)
+        return note
 
-    def home(self, node: nodes.Node | None) -> str:
-        """The document that a node comes from; in print, all are one tree."""
-        while node is not None:
-            if isinstance(node, nodes.section | addnodes.start_of_file) and "docname" in node:
-                return str(node["docname"])
-            node = node.parent
-        return str(self.env.docname)
+    def items(self, tests: Iterable[Test], before: str, docname: str) -> list[nodes.list_item]:
+        """Each test with its verdict, or with the file in which it stands."""
+        made = []
+        for test in tests:
+            after = f", in {test.file}" if test.file else ", passed" if test.passed else ""
+            line = self.links.written((before, test.name, after), docname)
+            made.append(nodes.list_item("", nodes.paragraph("", "", *line)))
+        return made
 
-    def put_after(self, node: nodes.Element, note: Note, place: str) -> None:
-        parent = node.parent
-        parent.insert(parent.index(node) + 1, self.written(note, place, self.home(node)))
 
-    def written(self, note: Note, place: str, home: str) -> Provenance:
-        return Provenance("", "", *Links(self.app).written(note, home), place=place)
+def said_around(
+    equation: nodes.Node, standing: Standing, charted: Map, results: dict[str, set[str]]
+) -> bool:
+    """Tell whether an equation stands in a statement whose own note says the same."""
+    parent = equation.parent
+    while parent is not None and not isinstance(parent, Statement):
+        parent = parent.parent
+    return parent is not None and standing.within(charted.standing(parent["label"], results))

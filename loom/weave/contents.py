@@ -1,4 +1,4 @@
-"""The list of chapters at the side: its captions are headings, and say of what level."""
+"""The list of chapters at the side: its captions are headings, and it ends with the index."""
 
 from typing import Any
 
@@ -11,13 +11,17 @@ __all__ = ["level"]
 def level(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Give the captions that Sphinx marks as headings the level that a screen reader needs."""
+    """Give captions the level of heading that a screen reader needs, and list the index last."""
     listed = context.get("generate_toctree_html")
     if listed is None:
         return
 
     def with_levels(*arguments: Any, **options: Any) -> str:
         made = str(listed(*arguments, **options))
-        return made.replace('role="heading"', 'role="heading" aria-level="2"')
+        made = made.replace('role="heading"', 'role="heading" aria-level="2"')
+        head, end, tail = made.rpartition("</ul>")
+        here = " current" if page == "genindex" else ""
+        link = f'<a class="reference internal" href="{context["pathto"]("genindex")}">Index</a>'
+        return f'{head}<li class="toctree-l1{here}">{link}</li>\n{end}{tail}'
 
     context["generate_toctree_html"] = with_levels

@@ -11,8 +11,9 @@ from docutils.nodes import Element
 from sphinx.util.math import wrap_displaymath
 from sphinx.writers.latex import LaTeXTranslator
 
-from loom.weave.captions import Provenance
+from loom.weave.docstrings import together
 from loom.weave.exercises import Answer, AnswerHead
+from loom.weave.folds import Provenance
 from loom.weave.statements import StatementTitle, number
 
 __all__ = ["BookTranslator"]
@@ -47,6 +48,19 @@ class BookTranslator(LaTeXTranslator):
     # Numbers
 
     def visit_math_block(self, node: Element) -> None:
+        # What implements an equation or its statement stands on its page.
+        following = node.next_node(descend=False, siblings=True)
+        together = isinstance(following, Provenance)
+        if together:
+            self.body.append(r"\begingroup\postdisplaypenalty10000 ")
+        try:
+            self.formula(node)
+        finally:
+            if together:
+                self.body.append(r"\endgroup ")
+
+    def formula(self, node: Element) -> None:
+        """A formula with its number, or with the square that ends a proof."""
         label = node.get("label")
         if node.get("nowrap") or not (label or node.get("last")):
             super().visit_math_block(node)
@@ -56,13 +70,8 @@ class BookTranslator(LaTeXTranslator):
             self.body.append(text.replace(start, start + r"\tag*{\qedsign}", 1))
             raise nodes.SkipNode
         tag = self.number("displaymath", node)
-        following = node.next_node(descend=False, siblings=True)
-        together = isinstance(following, Provenance)
         text = wrap_displaymath(node.astext(), f"equation:{node['docname']}:{label}", False)
-        text = text.replace(r"\label{", rf"\tag{{{tag}}}\label{{", 1)
-        # What implements an equation stands on its page.
-        keep = r"\begingroup\postdisplaypenalty10000" if together else ""
-        self.body.append(keep + text + (r"\endgroup" if together else ""))
+        self.body.append(text.replace(r"\label{", rf"\tag{{{tag}}}\label{{", 1))
         raise nodes.SkipNode
 
     def visit_caption(self, node: Element) -> None:
@@ -144,6 +153,20 @@ class BookTranslator(LaTeXTranslator):
     def end_of_head(self, answer: Element) -> None:
         self.body.append("{" + self.idescape(f"{self.docname}:{answer['ids'][0]}") + "}\n")
 
+    # Code
+
+    def visit_literal_block(self, node: Element) -> None:
+        """Mark the lines of code behind which no page may end."""
+        start = len(self.body)
+        try:
+            super().visit_literal_block(node)
+        finally:
+            if node.get("language") in ("ipython3", "python"):
+                self.body[start:] = [
+                    marked(piece, node.astext()) if r"\begin{sphinxVerbatim}" in piece else piece
+                    for piece in self.body[start:]
+                ]
+
     # Boxes and cells
 
     def visit_admonition(self, node: Element) -> None:
@@ -166,10 +189,33 @@ class BookTranslator(LaTeXTranslator):
     def visit_container(self, node: Element) -> None:
         if node["ids"] and node.get("nb_element") == "cell_code":
             self.body.append("\n" + self.hypertarget_to(node, anchor=True))
+        if noted(node):
+            self.body.append("\n\\begin{codewithnote}")
         super().visit_container(node)
+
+    def depart_container(self, node: Element) -> None:
+        super().depart_container(node)
+        if noted(node):
+            self.body.append("\n\\end{codewithnote}\n")
 
     def visit_Provenance(self, node: Element) -> None:
         self.body.append("\n\\begin{provenance}{" + node["place"] + "}")
 
     def depart_Provenance(self, node: Element) -> None:
         self.body.append("\\end{provenance}\n")
+
+
+def noted(node: Element) -> bool:
+    """Tell whether a cell is followed by a note that says where it went."""
+    following = node.next_node(descend=False, siblings=True)
+    return node.get("nb_element") == "cell_code" and isinstance(following, Provenance)
+
+
+def marked(verbatim: str, code: str) -> str:
+    """Typeset code with a mark on each line that stands on one page with the next."""
+    head, begin, body = verbatim.rpartition(r"\begin{sphinxVerbatim}")
+    lines = body.split("\n")
+    for n in together(code):
+        # The first line is the options of the environment.
+        lines[n + 1] += r"\codekeep{}"
+    return head + begin + "\n".join(lines)

@@ -1,4 +1,7 @@
-"""What print needs and a site does not: parts, front matter, a place for the bibliography."""
+"""What print needs and a site does not: parts, front matter, a place for the bibliography.
+
+A page whose front matter says `print: false` is for the site alone.
+"""
 
 # mypy: disallow-subclassing-any=False
 
@@ -38,7 +41,20 @@ class Parts(SphinxPostTransform):
         # The root page is the door of the site; a printed book has a title page.
         chapters = [n for n in front.children[1:] if next(n.findall(addnodes.start_of_file), None)]
         front[:] = [front[0], *chapters]
+        self.leave_out()
         self.place_bibliography()
+
+    def leave_out(self) -> None:
+        """Take out the pages that are for the site alone, and the links to them."""
+        absent = {
+            name for name, page in self.env.metadata.items() if str(page.get("print")) == "False"
+        }
+        for start in list(self.document.findall(addnodes.start_of_file)):
+            if start["docname"] in absent:
+                start.parent.remove(start)
+        for reference in list(self.document.findall(nodes.reference)):
+            if str(reference.get("refuri", "")).removeprefix("%").partition("#")[0] in absent:
+                reference.replace_self(reference.children)
 
     def place_bibliography(self) -> None:
         bibliography = next(self.document.findall(thebibliography), None)

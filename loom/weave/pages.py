@@ -1,22 +1,35 @@
 """The blocks of the book on the site: plain elements with classes; the looks are in book.css."""
 
-from docutils.nodes import Element
+# mypy: disallow-subclassing-any=False
+
+import re
+from pathlib import Path
+
+from docutils.nodes import Element, Text
 from sphinx.writers.html5 import HTML5Translator
 
+from loom.weave.dark import dark, width
+from loom.weave.docstrings import folded
 from loom.weave.statements import number
 
 __all__ = [
+    "BookTranslator",
     "depart_answer",
     "depart_division",
     "depart_proof",
-    "depart_provenance",
     "depart_title",
     "visit_answer",
+    "visit_details",
+    "visit_fold",
     "visit_proof",
     "visit_provenance",
     "visit_statement",
     "visit_title",
 ]
+
+# A word of code as Sphinx writes it, and where a line may break in it.
+PIECE = re.compile(r'(<span class="pre">)(.*)(</span>)', re.DOTALL)
+JOINT = re.compile(r"(?<=\w)(?:[_./,(=\[]|-&gt;)(?=\w{2})")
 
 
 def visit_statement(self: HTML5Translator, node: Element) -> None:
@@ -68,9 +81,62 @@ def depart_answer(self: HTML5Translator, node: Element) -> None:
     self.body.append("</details>\n")
 
 
+def visit_fold(self: HTML5Translator, node: Element) -> None:
+    self.body.append(self.starttag(node, "div", CLASS=f"fold {node.get('kind', 'code')}"))
+
+
+def visit_details(self: HTML5Translator, node: Element) -> None:
+    self.body.append(self.starttag(node, "details") + "<summary>")
+    if mark := node["mark"]:
+        self.body.append(f'<span class="tick" aria-hidden="true">{mark}</span> ')
+    self.body.append(f"{self.encode(node['text'])}</summary>\n")
+
+
 def visit_provenance(self: HTML5Translator, node: Element) -> None:
-    self.body.append(self.starttag(node, "p", "", CLASS=f"provenance provenance-{node['place']}"))
+    place = node["place"]
+    self.body.append(self.starttag(node, "div", "", CLASS=f"provenance provenance-{place}"))
 
 
-def depart_provenance(self: HTML5Translator, node: Element) -> None:
-    self.body.append("</p>\n")
+class BookTranslator(HTML5Translator):
+    """Sphinx' HTML with docstrings that open, names that break well, figures for the dark."""
+
+    def visit_literal_block(self, node: Element) -> None:
+        """Fold the docstrings of what ships."""
+        try:
+            super().visit_literal_block(node)
+        finally:
+            if node.get("rests"):
+                self.body[-1] = folded(self.body[-1], node["rests"])
+
+    def visit_Text(self, node: Text) -> None:
+        """Let a long name break where its parts meet."""
+        start = len(self.body)
+        super().visit_Text(node)
+        if self.protect_literal_text:
+            self.body[start:] = [breakable(piece) for piece in self.body[start:]]
+
+    def visit_image(self, node: Element) -> None:
+        """Show a drawing in a frame that scrolls, in colours for the light and for the dark."""
+        source, uri = Path(self.builder.srcdir, node["uri"]), node["uri"]
+        if uri not in self.builder.images or source.suffix != ".svg":
+            super().visit_image(node)
+            return
+        text = source.read_text("utf-8")
+        name = self.builder.images[uri].removesuffix(".svg") + ".dark.svg"
+        folder = Path(self.builder.outdir, self.builder.imagedir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(dark(text), "utf-8")
+        classes = node["classes"]
+        self.body.append(f'<span class="picture" style="--natural: {width(text)}px">')
+        node["classes"] = [*classes, "for-light"]
+        super().visit_image(node)
+        node["classes"] = [*classes, "for-dark"]
+        node["uri"] = f"{self.builder.imgpath}/{name}"
+        super().visit_image(node)
+        self.body.append("</span>")
+
+
+def breakable(piece: str) -> str:
+    """A word of code in which a line may break behind `_`, `.`, `/` and the like."""
+    match = PIECE.fullmatch(piece)
+    return match[1] + JOINT.sub(r"\g<0><wbr>", match[2]) + match[3] if match else piece

@@ -3,15 +3,31 @@
 Notes are made of parts, not of text: the two outputs and their links are written from them.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from loom.book import Book, Cell
-from loom.marks import marks
+from loom.marks import Mark, marks
 from loom.tangle import Definition, Tangled
 
-__all__ = ["Code", "Label", "Map", "Module", "Name", "Note", "Part", "anchor", "chart"]
+__all__ = [
+    "Code",
+    "Label",
+    "Map",
+    "Module",
+    "Name",
+    "Note",
+    "Part",
+    "Standing",
+    "Test",
+    "Use",
+    "anchor",
+    "chart",
+    "counted",
+]
 
 
 @dataclass(frozen=True)
@@ -49,34 +65,97 @@ Part = str | Code | Name | Module | Label
 Note = tuple[Part, ...]
 
 
+@dataclass(frozen=True)
+class Use:
+    """What became of a cell: its anchors and where it went; of a check, its tests and labels too.
+
+    `kind` is the cell's: `tangle`, `verify` or `refute`; `open` keeps a check unfolded.
+    """
+
+    kind: str
+    anchors: tuple[str, ...]
+    went: Note
+    tests: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    open: bool = False
+
+    @property
+    def about(self) -> Note:
+        """The labels that a check is about."""
+        return listed([Label(label)] for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Test:
+    """A check or a control of a label: in a cell, which ran or not, or by hand in a file."""
+
+    name: Name | Code
+    file: str = ""
+    passed: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What stands behind a label."""
+
+    implements: tuple[Name, ...] = ()
+    checks: tuple[Test, ...] = ()
+    controls: tuple[Test, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.implements or self.checks or self.controls)
+
+    @property
+    def head(self) -> Note:
+        """What implements the label, in words."""
+        if not self.implements:
+            return ()
+        return ("Implemented by ", *listed([name] for name in self.implements))
+
+    @property
+    def tally(self) -> str:
+        """How many checks and controls there are, in words."""
+        kinds = (("check", self.checks), ("control", self.controls))
+        return " · ".join(counted(len(tests), word) for word, tests in kinds if tests)
+
+    def within(self, other: Standing) -> bool:
+        """Tell whether another standing says all that this one says."""
+        return (
+            set(self.implements) <= set(other.implements)
+            and set(self.checks) <= set(other.checks)
+            and set(self.controls) <= set(other.controls)
+        )
+
+
 @dataclass
 class Map:
-    """The notes of a book: for cells by document and source, for labels by label."""
+    """Of a book: the uses of its cells by document and source, and what stands behind labels."""
 
-    cells: dict[str, dict[str, list[tuple[tuple[str, ...], Note]]]] = field(default_factory=dict)
+    cells: dict[str, dict[str, list[Use]]] = field(default_factory=dict)
     implements: dict[str, list[Definition]] = field(default_factory=lambda: defaultdict(list))
-    verifies: dict[str, list[Definition]] = field(default_factory=lambda: defaultdict(list))
-    refutes: dict[str, list[Definition]] = field(default_factory=lambda: defaultdict(list))
-    elsewhere: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    tests: dict[tuple[str, str], list[Definition]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    marks: dict[tuple[str, str], list[Mark]] = field(default_factory=lambda: defaultdict(list))
 
-    def note(self, label: str, passed: Mapping[str, set[str]]) -> Note:
+    def standing(self, label: str, passed: Mapping[str, set[str]]) -> Standing:
         """What implements, verifies and refutes a label; `passed` are tests by document."""
-        clauses: list[Note] = []
-        if found := self.implements.get(label):
-            clauses.append(("implemented by ", *listed([named(d)] for d in found)))
-        tests = tested(self.verifies.get(label, ()), passed)
-        if others := [[Code(name)] for name in self.elsewhere.get(label, ())]:
-            tests.append((*listed(others), " (in the test suite)"))
-        if tests:
-            clauses.append(("verified by ", *listed(tests)))
-        if tests := tested(self.refutes.get(label, ()), passed):
-            clauses.append(("negative controls ", *listed(tests)))
-        if not clauses:
-            return ()
-        first = clauses[0]
-        head = str(first[0])
-        clauses[0] = (head[0].upper() + head[1:], *first[1:])
-        return listed(clauses, " · ")
+        implements = dict.fromkeys(map(named, self.implements.get(label, ())))
+        return Standing(
+            tuple(implements),
+            tuple(self._tests("verifies", label, passed)),
+            tuple(self._tests("refutes", label, passed)),
+        )
+
+    def _tests(self, verb: str, label: str, passed: Mapping[str, set[str]]) -> dict[Test, None]:
+        """The tests of a label, each once: those of cells, then those by hand."""
+        found: dict[Test, None] = {}
+        for definition in self.tests.get((verb, label), ()):
+            name = named(definition)
+            found[Test(name, passed=name.text in passed.get(name.docname, ()))] = None
+        for mark in self.marks.get((verb, label), ()):
+            found[Test(Code(mark.test), mark.path)] = None
+        return found
 
 
 def chart(book: Book, tangled: Tangled) -> Map:
@@ -85,24 +164,32 @@ def chart(book: Book, tangled: Tangled) -> Map:
     by_cell: dict[tuple[str, int], list[Definition]] = defaultdict(list)
     for definition in tangled.definitions:
         by_cell[definition.chapter, definition.cell].append(definition)
-        for labels, kept in (
-            (definition.implements, result.implements),
-            (definition.verifies, result.verifies),
-            (definition.refutes, result.refutes),
-        ):
-            for label in labels:
-                kept[label].append(definition)
+        for label in definition.implements:
+            result.implements[label].append(definition)
+        for label in definition.verifies:
+            result.tests["verifies", label].append(definition)
+        for label in definition.refutes:
+            result.tests["refutes", label].append(definition)
     for chapter in book.chapters:
         cells = result.cells.setdefault(chapter.docname, defaultdict(list))
         for cell in chapter.cells:
-            definitions = by_cell.get((chapter.path, cell.index))
-            if definitions:
-                anchors = tuple(dict.fromkeys(anchor(d.name) for d in definitions))
-                cells[key(cell.source)].append((anchors, went(cell, definitions)))
+            if definitions := by_cell.get((chapter.path, cell.index)):
+                cells[key(cell.source)].append(use(cell, definitions))
     for mark in marks(book.root):
-        if mark.verb == "verifies":
-            result.elsewhere[mark.label].append(mark.test)
+        result.marks[mark.verb, mark.label].append(mark)
     return result
+
+
+def use(cell: Cell, definitions: list[Definition]) -> Use:
+    """What became of a cell with these definitions."""
+    return Use(
+        cell.kind,
+        tuple(dict.fromkeys(anchor(d.name) for d in definitions)),
+        went(cell, definitions),
+        tuple(d.name for d in definitions if d.name.startswith("test_")),
+        (*cell.verifies, *cell.refutes),
+        "open" in cell.options,
+    )
 
 
 def key(source: str) -> str:
@@ -116,20 +203,15 @@ def anchor(name: str) -> str:
 
 
 def went(cell: Cell, definitions: list[Definition]) -> Note:
-    """Where a cell went: its module, the names it defines, the labels it is about."""
+    """Where a cell went: its module, the names it defines, the labels it implements."""
     outer = [d for d in definitions if "." not in d.name] or definitions
     path = outer[0].path
     parts: list[Part] = [Module(path, outer[0].name)]
-    # A cell of many constants is told by its module alone, and a check by its output.
+    # A cell of many constants is told by its module alone.
     if cell.kind == "tangle" and len(outer) <= 3:
         parts += [" · ", *listed([Code(d.name)] for d in outer)]
-    for verb, labels in (
-        ("implements", cell.implements),
-        ("verifies", cell.verifies),
-        ("negative control of", cell.refutes),
-    ):
-        if labels:
-            parts += [f" · {verb} ", *listed([Label(label)] for label in labels)]
+    if cell.implements:
+        parts += [" · implements ", *listed([Label(label)] for label in cell.implements)]
     return tuple(parts)
 
 
@@ -138,13 +220,9 @@ def named(definition: Definition) -> Name:
     return Name(definition.name, docname, anchor(definition.name))
 
 
-def tested(tests: Iterable[Definition], passed: Mapping[str, set[str]]) -> list[Note]:
-    """Tests by name; those that passed in this build stand together, and it is said once."""
-    names = [named(test) for test in tests]
-    done = [name for name in names if name.text in passed.get(name.docname, ())]
-    verdict = " (passed)" if len(done) == 1 else " (all passed)"
-    notes: list[Note] = [(*listed([name] for name in done), verdict)] if done else []
-    return notes + [(name,) for name in names if name not in done]
+def counted(number: int, word: str) -> str:
+    """A number of things: "1 check", "2 checks"."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def listed(items: Iterable[Iterable[Part]], between: str = ", ") -> Note:

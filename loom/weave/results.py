@@ -79,16 +79,16 @@ def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
         here = [name for name, place in places.items() if place and place.docname == docname]
         targets = referred(env).get(docname, set()) | {
             part.name
-            for _, entries in cells
-            for _, note in entries
-            for part in note
+            for _, uses in cells
+            for use in uses
+            for part in (*use.went, *use.about)
             if isinstance(part, Label)
         }
         if EXERCISES in targets:
             targets |= {name for name in places if name.startswith("ex-")}
         written = (
             cells,
-            [notes.note(name, passed(env)) for name in here],
+            [notes.standing(name, passed(env)) for name in here],
             [(target, locate(env, target)) for target in sorted(targets)],
         )
         now[docname] = repr(written)

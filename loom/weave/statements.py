@@ -189,7 +189,10 @@ class ProofDomain(Domain):
         """Every statement by number and title, for the search and for other projects."""
         for label, (docname, kind, counter, title) in self.labels.items():
             tag = number(self.env, docname, counter, label)
-            yield label, f"{kind.title()} {tag} {title}".strip(), kind, docname, label, 1
+            # Sphinx leaves out an anchor that is the name, and its search then takes the title for
+            # it; so it is written in another way, which leads to the same place.
+            anchor = label.replace("-", "%2D", 1)
+            yield label, f"{kind.title()} {tag} {title}".strip(), kind, docname, anchor, 1
 
 
 def name(node: nodes.Element) -> str:

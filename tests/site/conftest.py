@@ -50,6 +50,13 @@ class Site:
         self.written = {
             p: page for p, page in self.pages.items() if p.startswith("book/")
         }
+        # Of these, the pages that are in the print edition too.
+        self.printed = {
+            p: page
+            for p, page in self.written.items()
+            if "\nprint: false\n"
+            not in (ROOT / p).with_suffix(".md").read_text("utf-8")
+        }
         self.chapters = {
             p: page
             for p, page in self.written.items()

@@ -1,17 +1,66 @@
-"""The site in a browser: nothing fails, nothing is fetched from elsewhere, all of it fits."""
+"""The site in a browser: nothing fails, nothing is fetched from elsewhere, all of it fits.
+
+Each page is opened once, in the light at 1280 px, and then made narrow and dark where it stands.
+"""
+
+from dataclasses import dataclass, field
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from tests.site.conftest import visit
 
+WIDTHS = (1280, 390)
+THEMES = ("light", "dark")
 
-@pytest.fixture
-def quiet_page(browser, address):
-    """A page that collects whatever goes wrong; it must be nothing."""
-    context = browser.new_context()
-    page = context.new_page()
-    wrong = []
+# What sticks out of the window; whether a word is broken in its middle; room around formulas.
+FITS = "[document.documentElement.scrollWidth, innerWidth]"
+THEME = "document.documentElement.dataset.theme"
+# The parts of visible words of code, between one <wbr> and the next, that run over two lines.
+BROKEN = """() => [...document.querySelectorAll(".bd-article code .pre")]
+  .filter(word => word.checkVisibility()).flatMap(word => [...word.childNodes])
+  .filter(part => part.nodeType === 3).filter(part => {
+    const range = document.createRange();
+    range.selectNodeContents(part);
+    return new Set([...range.getClientRects()].filter(box => box.width > 1)
+      .map(box => Math.round(box.top))).size > 1;
+  }).map(part => part.data)"""
+SCROLLS = """() => {
+  const boxes = [...document.querySelectorAll("div.math > mjx-container, .picture")]
+    .filter(box => !box.closest("details:not([open])"));
+  const wide = boxes.filter(box => box.scrollWidth > box.clientWidth + 2);
+  return [wide.length, wide.filter(box => box.dataset.more === "right").length];
+}"""
+# White space above and below each formula between two paragraphs, from text to text.
+ROOM = """() => [...document.querySelectorAll("p + div.math:not(.nowrap) + p")].map(below => {
+  const formula = below.previousElementSibling, above = formula.previousElementSibling;
+  const box = formula.querySelector("mjx-math").getBoundingClientRect();
+  return [box.top - above.getBoundingClientRect().bottom,
+          below.getBoundingClientRect().top - box.bottom];
+})"""
+DRAWINGS = """() => [...document.querySelectorAll(".picture")].map(picture =>
+  [...picture.querySelectorAll("img")].filter(image => image.getClientRects().length)
+    .map(image => [image.src.endsWith(".dark.svg"), image.naturalWidth > 0,
+                   getComputedStyle(image).filter]))"""
+
+
+@dataclass
+class Seen:
+    """What a page was like."""
+
+    wrong: list[str] = field(default_factory=list)
+    formulas: int = 0
+    bad_formulas: int = 0
+    room: list[list[float]] = field(default_factory=list)
+    fits: dict[tuple[int, str], list[int]] = field(default_factory=dict)
+    themes: dict[tuple[int, str], str] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    scrolls: list[int] = field(default_factory=list)
+    drawings: dict[str, list] = field(default_factory=dict)
+
+
+def watched(page, address, wrong):
+    """Collect in `wrong` whatever goes wrong on a page."""
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on(
         "console",
@@ -36,45 +85,97 @@ def quiet_page(browser, address):
             else wrong.append(r.url)
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def tour(site, address, browser):
+    """Every page of the site, opened once."""
+    context = browser.new_context(color_scheme="light")
+    page, wrong, tour = context.new_page(), [], {}
+    watched(page, address, wrong)
+    for path in site.pages:
+        seen = tour[path] = Seen()
+        page.set_viewport_size({"width": WIDTHS[0], "height": 800})
+        page.emulate_media(color_scheme="light")
+        visit(page, f"{address}/{path}")
+        seen.formulas = page.locator("mjx-container").count()
+        seen.bad_formulas = page.locator(
+            "mjx-merror, [data-mjx-error]"
+        ).count()
+        if path in site.chapters:
+            seen.room = page.evaluate(ROOM)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 800})
+            for theme in THEMES:
+                page.emulate_media(color_scheme=theme)
+                page.wait_for_function(f"{THEME} === '{theme}'")
+                seen.fits[width, theme] = page.evaluate(FITS)
+                if path in site.chapters:
+                    seen.drawings[theme] = page.evaluate(DRAWINGS)
+        if path in site.written:
+            seen.broken = page.evaluate(BROKEN)
+            page.evaluate("() => new Promise(requestAnimationFrame)")
+            seen.scrolls = page.evaluate(SCROLLS)
+        seen.wrong, wrong[:] = list(wrong), []
+    context.close()
+    return tour
+
+
+@pytest.fixture
+def quiet_page(browser, address):
+    """A page on which nothing may go wrong."""
+    context = browser.new_context(permissions=["clipboard-read"])
+    page, wrong = context.new_page(), []
+    watched(page, address, wrong)
     yield page
     context.close()
     assert wrong == []
 
 
-def test_pages_load_without_errors_and_from_here_alone(
-    site, address, quiet_page
-):
-    for path in site.pages:
-        visit(quiet_page, f"{address}/{path}")
+def test_pages_load_without_errors_and_from_here_alone(tour):
+    assert {p: seen.wrong for p, seen in tour.items() if seen.wrong} == {}
 
 
-def test_formulas_are_rendered(site, address, quiet_page):
+def test_formulas_are_rendered(site, tour):
     for path, page in site.written.items():
         written = len(page.select("span.math, div.math"))
-        visit(quiet_page, f"{address}/{path}")
-        assert quiet_page.locator("mjx-container").count() >= written
-        assert (
-            quiet_page.locator("mjx-merror, [data-mjx-error]").count() == 0
-        ), path
+        assert tour[path].formulas >= written, path
+        assert tour[path].bad_formulas == 0, path
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out(site, address, browser, theme, width):
-    context = browser.new_context(
-        viewport={"width": width, "height": 800}, color_scheme=theme
-    )
-    page = context.new_page()
-    for path in site.pages:
-        visit(page, f"{address}/{path}")
-        assert (
-            page.evaluate("document.documentElement.dataset.theme") == theme
-        )
-        shown, room = page.evaluate(
-            "[document.documentElement.scrollWidth, innerWidth]"
-        )
-        assert shown <= room, f"{path} is {shown} px wide in {room} px"
-    context.close()
+def test_nothing_sticks_out(tour):
+    for path, seen in tour.items():
+        for at, (shown, room) in seen.fits.items():
+            assert shown <= room, f"{path} is {shown} px wide at {at}"
+
+
+def test_no_word_is_broken_where_its_parts_do_not_meet(tour):
+    """At 390 px a name breaks behind `_`, `.`, `/` or `-`, unless it is one long part."""
+    broken = {part for seen in tour.values() for part in seen.broken}
+    assert {p for p in broken if len(p) < 30 and "-" not in p} == set()
+
+
+def test_what_scrolls_shows_that_it_does(tour):
+    wide = [seen.scrolls for seen in tour.values() if seen.scrolls]
+    assert sum(count for count, _ in wide) > 0
+    assert all(count == hinted for count, hinted in wide), wide
+
+
+def test_a_formula_has_as_much_room_above_as_below(tour):
+    rooms = [room for seen in tour.values() for room in seen.room]
+    assert rooms
+    uneven = [(a, b) for a, b in rooms if abs(a - b) > 6]
+    assert uneven == []
+
+
+def test_drawings_are_in_the_colours_of_their_theme_and_unfiltered(tour):
+    seen = 0
+    for path, page in tour.items():
+        for theme, pictures in page.drawings.items():
+            for shown in pictures:
+                assert shown == [[theme == "dark", True, "none"]], path
+                seen += 1
+    assert seen
 
 
 def test_search_finds_a_theorem_by_its_name(site, address, quiet_page):
@@ -91,40 +192,73 @@ def test_search_finds_a_theorem_by_its_name(site, address, quiet_page):
     assert any(path in link for link in found)
 
 
-def test_a_solution_unfolds_by_keyboard(site, address, quiet_page):
-    path = next(
-        path
+FOLDS = [
+    "details.answer",
+    ".fold.verify > details",
+    ".fold.code > details",
+    ".provenance > details",
+    "details.rest",
+]
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+def test_a_fold_opens_by_keyboard(site, address, quiet_page, fold):
+    path = next(p for p, page in site.chapters.items() if page.select(fold))
+    visit(quiet_page, f"{address}/{path}")
+    details = quiet_page.locator(fold).first
+    details.locator("> summary").focus()
+    quiet_page.keyboard.press("Enter")
+    assert details.get_attribute("open") is not None
+
+
+def test_a_link_to_a_folded_place_opens_it(site, address, quiet_page):
+    path, anchor = next(
+        (path, cell["id"])
         for path, page in site.chapters.items()
-        if page.select("details.answer")
+        for cell in page.select(".fold details div.cell[id^=code-test-]")
+    )
+    target = quiet_page.locator(f"[id='{anchor}']")
+    visit(quiet_page, f"{address}/{path}#{anchor}")
+    quiet_page.wait_for_timeout(300)
+    assert target.is_visible()
+    assert 0 <= target.bounding_box()["y"] < 400
+    # And on the page itself, from the list of tests of its statement.
+    quiet_page.evaluate(
+        "document.querySelectorAll('details').forEach(d => d.open = false)"
+    )
+    quiet_page.evaluate("location.hash = ''")
+    assert not target.is_visible()
+    quiet_page.evaluate(
+        f"document.querySelector('.provenance li a[href=\"#{anchor}\"]').click()"
+    )
+    assert target.is_visible()
+
+
+def test_a_cell_is_copied_whole(site, address, quiet_page):
+    """The button copies the folded part of a docstring too."""
+    path = next(
+        p for p, page in site.chapters.items() if page.select("details.rest")
     )
     visit(quiet_page, f"{address}/{path}")
-    quiet_page.locator("details.answer > summary").first.focus()
-    quiet_page.keyboard.press("Enter")
-    assert (
-        quiet_page.locator("details.answer").first.get_attribute("open")
-        is not None
-    )
+    cell = quiet_page.locator("div.cell_input:has(details.rest)").first
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    copied = quiet_page.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() == cell.locator("pre").text_content().strip()
+    assert copied.count('"""') % 2 == 0
+    compile(copied, path, "exec")
 
 
-def test_in_the_dark_labels_have_a_ground_or_are_turned(
-    site, address, browser
-):
-    page, seen = browser.new_page(color_scheme="dark"), set()
-    for path in site.chapters:
-        visit(page, f"{address}/{path}")
-        for kept, ground, turned in page.eval_on_selector_all(
-            '.bd-content img[src$=".svg"]',
-            """images => images.map(image => {
-                const style = getComputedStyle(image);
-                return [image.classList.contains("keep-colours"),
-                        style.backgroundColor, style.filter];
-            })""",
-        ):
-            assert (ground == "rgb(255, 255, 255)") == kept, path
-            assert (turned == "none") == kept, path
-            seen.add(kept)
-    page.close()
-    assert seen == {True, False}
+def test_without_javascript_every_fold_opens(site, address, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    for fold in FOLDS:
+        path = next(p for p, t in site.chapters.items() if t.select(fold))
+        page.goto(f"{address}/{path}")
+        details = page.locator(fold).first
+        details.locator("> summary").click()
+        assert details.locator("> :not(summary)").first.is_visible(), fold
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -140,6 +274,12 @@ def test_in_the_dark_labels_have_a_ground_or_are_turned(
 def test_nothing_keeps_a_reader_out(browser, address, path, scheme):
     page = browser.new_page(color_scheme=scheme)
     visit(page, f"{address}/{path}")
+    # One fold of each kind is enough; all of them together take half a minute.
+    page.evaluate(
+        "folds => folds.forEach(fold => {"
+        " const one = document.querySelector(fold); if (one) one.open = true })",
+        FOLDS,
+    )
     # Colours that are still on their way from one theme to the other count as they look now.
     page.add_style_tag(content="* { transition: none !important }")
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}

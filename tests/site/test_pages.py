@@ -1,5 +1,6 @@
 """The pages of the site, as files: anchors, links, pictures, notebooks."""
 
+import re
 from collections import Counter
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -75,30 +76,112 @@ def test_every_tangled_cell_says_where_it_went(site):
             )
 
 
+def ran(page):
+    """The tests that the outputs of a chapter name."""
+    return {
+        name
+        for output in page.select("div.cell_output pre")
+        for line in output.get_text().splitlines()
+        if line.startswith("passed: ")
+        for name in line.removeprefix("passed: ").split(", ")
+    }
+
+
 def test_checks_that_ran_are_said_to_have_passed(site):
     """A test whose cell printed `passed` is called passed under its statement, and no other is."""
+    seen = 0
     for path, page in site.chapters.items():
-        ran = {
-            name
-            for output in page.select("div.cell_output pre")
-            for line in output.get_text().splitlines()
-            if line.startswith("passed: ")
-            for name in line.removeprefix("passed: ").split(", ")
-        }
-        for note in page.select(
-            "p.provenance-statement, p.provenance-equation"
-        ):
-            for link in note.select("a[href^='#code-test-']"):
-                # The word stands once, behind the last of a list.
-                after = [n for n in link.next_siblings if isinstance(n, str)]
-                said = (
-                    "".join(after)
-                    .lstrip(", ")
-                    .startswith(("(passed)", "(all passed)"))
-                )
-                assert said == (link.get_text() in ran), (
-                    f"{path}: {link.get_text()}"
-                )
+        names = ran(page)
+        for item in page.select(".provenance li"):
+            link = item.select_one("a[href^='#code-test-']")
+            name = item.select_one("code").get_text()
+            said = item.get_text().endswith(", passed")
+            assert said == (link is not None and name in names), (
+                f"{path}: {item.get_text()}"
+            )
+            seen += said
+    assert seen
+
+
+def test_a_statement_counts_its_tests_and_names_each_once(site):
+    for path, page in site.chapters.items():
+        for note in page.select(".provenance:has(> details)"):
+            lines = [item.get_text() for item in note.select("li")]
+            assert len(lines) == len(set(lines)), path
+            numbers = re.findall(
+                r"(\d+) (check|control)", note.summary.get_text()
+            )
+            counted = {word: int(number) for number, word in numbers}
+            controls = sum(line.startswith("control: ") for line in lines)
+            assert counted.get("control", 0) == controls, path
+            assert counted.get("check", 0) == len(lines) - controls, path
+
+
+def test_checks_are_folded_and_say_how_many_they_are(site):
+    """The line of a fold agrees with the code behind it, and with its output."""
+    seen = set()
+    for path, page in site.chapters.items():
+        for fold in page.select(".fold.verify, .fold.refute"):
+            assert not fold.details.has_attr("open"), path
+            line = " ".join(fold.summary.get_text().split())
+            code = fold.select_one(".cell_input").get_text()
+            tests = len(re.findall(r"^def test_", code, re.MULTILINE))
+            kind = "verify" if "verify" in fold["class"] else "refute"
+            number, what = re.search(r"(\d+) (\w+)", line).groups()
+            assert int(number) == tests, f"{path}: {line}"
+            assert what.startswith("check") == (kind == "verify"), path
+            passed = "passed: " in fold.details.get_text()
+            mark = {"verify": "✓", "refute": "✗"}[kind]
+            assert line.startswith(mark) == passed, f"{path}: {line}"
+            assert fold.select(":scope > .provenance a"), f"{path}: {line}"
+            seen.add(kind)
+        unfolded = [
+            cell
+            for cell in page.select("div.cell_input")
+            if "def test_" in cell.get_text()
+            and not cell.find_parent("details")
+        ]
+        for cell in unfolded:  # by `:open:` alone
+            note = cell.find_parent(class_="cell").find_next_sibling()
+            assert "provenance-cell" in note["class"], path
+    assert seen == {"verify", "refute"}
+
+
+def test_code_with_a_folded_docstring_is_that_of_its_module(site):
+    """Nothing is lost: the text of a cell is, letter by letter, in the page of its module."""
+    modules = [
+        " ".join(page.select_one(".source pre").get_text().split())
+        for path, page in site.pages.items()
+        if path.startswith("code/tangled/")
+    ]
+    seen = 0
+    for path, page in site.chapters.items():
+        for rest in page.select("details.rest"):
+            assert rest.summary.get_text() == "", path
+            assert not rest.has_attr("open"), path
+            text = " ".join(rest.get_text().split())
+            body = text.removesuffix('"""').strip()
+            assert any(body in module for module in modules), (
+                f"{path}: {body}"
+            )
+            seen += 1
+    assert seen
+
+
+def test_pages_have_one_way_to_say_what_is_hidden(site):
+    for path, page in site.written.items():
+        assert not page.select("details.hide"), path
+        for line in page.select(".fold.code summary"):
+            assert line.get_text().startswith("Show the "), path
+
+
+def test_the_index_is_listed_and_links_to_what_it_names(site):
+    for path, page in site.written.items():
+        assert page.select(".bd-sidebar-primary a[href$='genindex.html']"), (
+            path
+        )
+    entries = site.pages["genindex.html"].select(".genindextable a")
+    assert len(entries) >= 10
 
 
 def test_modules_link_back_to_their_cells(site):

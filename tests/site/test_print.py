@@ -86,6 +86,58 @@ def test_every_solution_is_printed_behind_its_exercise(site, printed):
         )
 
 
+def test_what_the_site_folds_is_left_out(site, printed):
+    """No check, no import, no checker; one line counts the checks in their place."""
+    text = "".join(printed.split())
+    for path, page in site.chapters.items():
+        for fold in page.select(".fold .cell_input"):
+            code = "".join(fold.get_text().split())
+            assert code not in text, f"{path}: {code[:80]}"
+        for rest in page.select("details.rest"):
+            for line in rest.get_text().splitlines():
+                if line.strip() in ("Args:", "Raises:"):
+                    assert not re.search(
+                        rf"^\s+{line.strip()}$", printed, re.MULTILINE
+                    ), path
+    counted = re.findall(r"Checked:\s+((?:.|\n)*?)\(", printed)
+    checks = sum(int(n) for c in counted for n in re.findall(r"(\d+) ch", c))
+    controls = sum(
+        int(n) for c in counted for n in re.findall(r"(\d+)\s+pl", c)
+    )
+    lines = [
+        fold.summary.get_text()
+        for page in site.chapters.values()
+        for fold in page.select(".fold.verify, .fold.refute")
+    ]
+    found = [re.search(r"(\d+) (\w+)", line).groups() for line in lines]
+    assert checks == sum(int(n) for n, word in found if word[0] == "c")
+    assert controls == sum(int(n) for n, word in found if word[0] == "p")
+
+
+def test_pages_for_the_site_alone_are_not_printed(site, printed):
+    alone = [p for p in site.written if p not in site.printed]
+    assert alone
+    text = "".join(printed.split())
+    for path in alone:
+        title = site.pages[path].select_one("h1").get_text().strip("#")
+        words = title.partition("\u2002")[2] or title
+        assert f"APPENDIX{words}" not in text.upper(), path
+
+
+def test_no_page_holds_a_line_or_two(printed):
+    """But for the pages that open a part, a page has at least five lines under its head."""
+    pages = [page.strip().splitlines() for page in printed.split("\f")[:-1]]
+    short = [
+        (number, lines)
+        for number, lines in enumerate(pages, 1)
+        if len(lines) < 6
+        and not re.search(
+            r"^PART|^Appendices|^Signal from Noise", "\n".join(lines), re.M
+        )
+    ]
+    assert short == []
+
+
 def test_code_can_be_copied(pdf):
     """The lines of a tangled module stand in the text of the PDF, letter by letter."""
     command = ["pdftotext", "-layout", str(pdf), "-"]

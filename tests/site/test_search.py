@@ -1,5 +1,7 @@
 """The search finds results and names, and other projects can link to the package."""
 
+from urllib.parse import unquote
+
 import pytest
 from sphinx.util.inventory import InventoryFile
 
@@ -40,6 +42,22 @@ def test_a_result_is_found_by_its_number(found, site):
             assert first.startswith(" ".join(number.split()))
 
 
+def test_a_result_links_to_its_place(browser, address, site):
+    page = browser.new_page()
+    page.goto(f"{address}/search.html?q=Theorem")
+    page.get_by_text("Search finished").wait_for()
+    links = page.locator("#search-results ul.search > li > a").evaluate_all(
+        "links => links.map(link => [link.pathname.slice(1), link.hash])"
+    )
+    page.close()
+    ids = {
+        p: {t["id"] for t in s.select("[id]")} for p, s in site.pages.items()
+    }
+    anchors = [(path, unquote(tag[1:])) for path, tag in links if tag]
+    assert anchors
+    assert [(p, tag) for p, tag in anchors if tag not in ids[p]] == []
+
+
 def test_a_result_is_found_by_its_words(found):
     titles = [title for title, _ in found("posterior variance")]
     assert any(title.startswith("Proposition") for title in titles[:3])
@@ -71,5 +89,6 @@ def test_every_public_name_is_in_the_inventory(inventory, site):
 
 def test_results_are_in_the_inventory(inventory):
     _, _, uri, title = inventory["prf:theorem"]["thm-forward-marginal"]
-    assert uri == f"{BASE}book/diffusion/forward.html#thm-forward-marginal"
+    place = f"{BASE}book/diffusion/forward.html#thm-forward-marginal"
+    assert unquote(uri) == place
     assert title.startswith("Theorem ")
