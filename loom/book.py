@@ -286,7 +286,12 @@ def _caption(part: object) -> str:
 
 
 def _yaml(text: str) -> Any:
-    """Read YAML in C, where that can be; what is wrong with it is said better in Python."""
+    """Read YAML in C, where that can be; what is wrong with it is said better in Python.
+
+    Tabs are refused by the one in Python alone, which Jupyter and Sphinx read with.
+    """
+    if "\t" in text:
+        return yaml.safe_load(text)
     try:
         return yaml.load(text, _LOADER)
     except yaml.YAMLError:
