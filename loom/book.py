@@ -1,39 +1,37 @@
 """Read the book: the chapters that `_toc.yml` lists, in its order, and their code cells."""
 
+import graphlib
 import keyword
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
-from mdit_py_plugins.colon_fence import colon_fence_plugin
-from mdit_py_plugins.front_matter import front_matter_plugin
 
+from loom.blocks import CELL, Block, Page, halves, page
 from loom.errors import Problem, Problems
 
-__all__ = ["Book", "Cell", "Chapter", "Line", "read", "revised"]
+__all__ = ["Book", "Cell", "Chapter", "Line", "read", "revised", "settings"]
 
 ROLES = ("tangle", "verifies", "refutes")
 # Options of a cell: loom's own, and those of the notebook.
 OPTIONS = (*ROLES, "implements", "open", "tags", "mystnb")
 OPTION = re.compile(r":([A-Za-z_][\w-]*):(?:\s+(.*))?$")
+STRAY = re.compile(r"\s*:[A-Za-z_][\w-]*:")
 MODULE = re.compile(r"tangled(/(?!__)[a-z_][a-z0-9_]*)+\.py")
 ENTRY = re.compile(r"\b(?:root|file):\s*['\"]?([^'\"\s,}#]+)")
-CELL = re.compile(r"[\s>*+-]*(?:`{3,}|~{3,})\s*\{code-cell\}")
-FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,}|:{3,})\s*(?P<name>\{[^}\s]+\})?(?P<rest>.*)$")
-# Directives that show their text as it is.
-LITERAL = {"{code-cell}", "{code-block}", "{code}", "{raw}", "{parsed-literal}"}
-
+TITLE = re.compile(r" {0,3}#[ \t]+(?P<title>.*?)(?:[ \t]+#+)?[ \t]*$")
+CONFLICT = re.compile(r"(<{7}|>{7}|\|{7}) \S|={7}$")
 
 # Ten times as fast as the one in Python.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 NESTED = "a code cell stands at the top level, at the beginning of a line, not in another block"
+COLONS = "a code cell has a fence of backticks, as ```{code-cell}: one of colons is never run"
+OPEN = "this code cell is never closed"
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A page: `order` is its place in `_toc.yml`, `part` the caption it stands under.
-
-    `shown` are the lines that say nothing themselves: code, examples of markup, comments.
-    """
+    """A page: `order` is its place in `_toc.yml`, `part` the caption it stands under."""
 
     path: str
     order: int
@@ -111,8 +106,17 @@ class Chapter:
     text: str = field(repr=False)
     front: dict[str, Any]
     title: str
-    shown: frozenset[int] = field(repr=False, default=frozenset())
     cells: tuple[Cell, ...] = field(repr=False, default=())
+
+    @property
+    def page(self) -> Page:
+        """The blocks of the page."""
+        return page(self.text)
+
+    @property
+    def shown(self) -> frozenset[int]:
+        """The lines that say nothing themselves: code, examples of markup, comments."""
+        return self.page.silent
 
     @property
     def docname(self) -> str:
@@ -122,7 +126,7 @@ class Chapter:
     @property
     def needs(self) -> tuple[str, ...]:
         """Prerequisites, as docnames without the leading `book/`."""
-        return tuple(self.front.get("needs") or ())
+        return tuple(need.removeprefix("book/") for need in self.front.get("needs") or ())
 
     @property
     def tests(self) -> str:
@@ -168,9 +172,38 @@ def read(root: Path) -> Book:
             sentence = f"its checks would stand in {chapter.tests}, as those of {other}: rename one"
             problems.append(Problem(path, 1, "B09", sentence))
         chapters.append(chapter)
+    try:
+        settings(root)
+    except Problems as found:
+        problems.extend(found.problems)
+    if not problems:
+        problems.extend(_unmet(chapters))
     if problems:
         raise Problems(problems)
     return Book(root, tuple(chapters))
+
+
+def settings(root: Path) -> dict[str, Any]:
+    """The settings of Jupyter Book, `_config.yml`; none where there is no such file.
+
+    Raises:
+        Problems: if it is no YAML, or what loom uses of it is of the wrong kind.
+    """
+    name = "_config.yml"
+    if not (root / name).is_file():
+        return {}
+    text = _text(root, name)
+    found = _mapping(name, 0, text)
+    timeout = _at(found, "execute", "timeout")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int)):
+        raise Problems(
+            [Problem(name, _line_of(text, "timeout"), "B05", "'timeout' is a number of seconds")]
+        )
+    for key in ("execute", "parse"):
+        if not isinstance(found.get(key) or {}, dict):
+            sentence = f"'{key}' holds settings, each on a line"
+            raise Problems([Problem(name, _line_of(text, key), "B05", sentence)])
+    return found
 
 
 def revised(book: Book, texts: Mapping[str, str]) -> Book:
@@ -253,7 +286,12 @@ def _caption(part: object) -> str:
 
 
 def _yaml(text: str) -> Any:
-    """Read YAML in C, where that can be; what is wrong with it is said better in Python."""
+    """Read YAML in C, where that can be; what is wrong with it is said better in Python.
+
+    Tabs are refused by the one in Python alone, which Jupyter and Sphinx read with.
+    """
+    if "\t" in text:
+        return yaml.safe_load(text)
     try:
         return yaml.load(text, _LOADER)
     except yaml.YAMLError:
@@ -278,153 +316,156 @@ def _mapping(path: str, above: int, text: str) -> dict[str, Any]:
     raise Problems([Problem(path, line, "B03", f"this YAML does not parse: {reason}")])
 
 
-def _parser() -> MarkdownIt:
-    """Only the rules that decide where a top-level fence or a title stands."""
-    parser = MarkdownIt("zero", {"html": True}).use(front_matter_plugin).use(colon_fence_plugin)
-    parser.enable(["code", "fence", "heading", "html_block"])
-    parser.disable(["inline", "text_join"], ignoreInvalid=True)
-    return parser
-
-
-_PARSER = _parser()
-# A line on which no block begins or ends. Nothing but its first letter matters; and the next one,
-# if it is such a line and stands in the same column, belongs to the same block.
-PLAIN = re.compile(r"[ \t]*[A-Za-z](?=[^<>]*$)")
-
-
-def _blocks(lines: list[str]) -> list[Token]:
-    """The top-level blocks of a page; the parser is spared what cannot matter to it."""
-    front = len(lines) if lines[0].startswith("---") else 0
-    if lines[0] == "---" and "---" in lines[1:]:
-        front = lines.index("---", 1)
-    kept, texts = list(range(front)), lines[:front]
-    column = 0
-    for at, line in enumerate(lines[front:], front):
-        match = PLAIN.match(line)
-        if match is None:
-            column = 0
-            if not line.strip():
-                # Plain lines between two blank ones say nothing.
-                if len(texts) > front + 1 and texts[-1].strip().isalpha() and not texts[-2]:
-                    del texts[-2:], kept[-2:]
-                line = ""
-        elif column == match.end():
-            continue
-        else:
-            column, line = match.end(), match[0]
-        texts.append(line)
-        kept.append(at)
-    tokens = _PARSER.parse("\n".join(texts))
-    for token in tokens:
-        if token.map:
-            first, end = token.map
-            token.map = [kept[first], kept[end - 1] + 1 if end < len(kept) else len(lines)]
-    return tokens
-
-
 def _chapter(path: str, order: int, part: str, text: str) -> Chapter:
-    lines = text.split("\n")
-    tokens = _blocks(lines)
-    front: dict[str, Any] = {}
-    if tokens and tokens[0].type == "front_matter":
-        front = _mapping(path, 1, tokens[0].content)
-    chapter = Chapter(path, order, part, text, front, _title(path, tokens), _shown(lines))
+    lines, blocks = text.split("\n"), page(text)
+    if lines[0].rstrip() == "---" and not blocks.front:
+        raise Problems([Problem(path, 1, "B03", "the front matter is never closed by '---'")])
+    front = _mapping(path, 1, "\n".join(lines[1 : max(blocks.front - 1, 1)]))
+    chapter = Chapter(path, order, part, text, front, _title(path, lines, blocks))
+    problems = [*_refused_front(chapter), *_conflicts(chapter, lines)]
     cells: list[Cell] = []
-    problems = list(_refused_front(chapter))
-    places: set[int] = set()
-    for token in tokens:
-        if token.type != "fence" or not token.info.startswith("{code-cell}"):
-            continue
-        assert token.map is not None
-        places.add(token.map[0] + 1)
+    for block in blocks.blocks:
         try:
-            cells.append(_cell(chapter, len(cells), token, lines))
+            if block.name.lower() == CELL:
+                cells.append(_cell(chapter, len(cells), block, lines))
+            elif not block.closed:
+                sentence = f"this block is never closed by {block.mark}"
+                raise Problems([Problem(path, block.line, "B07", sentence)])
         except Problems as found:
             problems.extend(found.problems)
-    for number, line in enumerate(lines, 1):
-        if CELL.match(line) and number not in chapter.shown and number not in places:
-            problems.append(Problem(path, number, "B06", NESTED))
-    if cells and "kernelspec" not in front:
-        sentence = "a chapter with code cells needs 'jupytext' and 'kernelspec' in its front matter"
-        problems.append(Problem(path, 1, "B05", sentence))
     if problems:
         raise Problems(problems)
+    if cells and not {"jupytext", "kernelspec"} <= front.keys():
+        sentence = "a chapter with code cells needs 'jupytext' and 'kernelspec' in its front matter"
+        raise Problems([Problem(path, 1, "B05", sentence)])
     object.__setattr__(chapter, "cells", tuple(cells))
     return chapter
 
 
-def _title(path: str, tokens: list[Token]) -> str:
-    for i, token in enumerate(tokens):
-        if token.type == "heading_open" and token.tag == "h1":
-            return " ".join(tokens[i + 1].content.split())
+def _title(path: str, lines: list[str], blocks: Page) -> str:
+    inner = {n for block in blocks.blocks for n in range(block.line, block.end + 1)}
+    for number, line in enumerate(lines[blocks.front :], blocks.front + 1):
+        if (
+            (match := TITLE.match(line))
+            and number not in inner
+            and number not in blocks.silent
+            and match["title"]
+        ):
+            return " ".join(match["title"].split())
     raise Problems([Problem(path, 1, "B04", "this page has no title (a line '# ...')")])
 
 
+def _conflicts(chapter: Chapter, lines: list[str]) -> Iterator[Problem]:
+    """The marks that git leaves where two versions of a chapter did not merge."""
+    marks = [(n, line) for n, line in enumerate(lines, 1) if CONFLICT.match(line)]
+    if any(line.startswith("<") for _, line in marks):
+        for number, line in marks:
+            if not line.startswith("="):
+                sentence = f"git left a conflict here: '{line[:7]}'"
+                yield Problem(chapter.path, number, "B10", sentence)
+
+
+FRONT = {
+    "kernelspec": "is {name: python3, display_name: Python 3, language: python}",
+    "jupytext": "is {text_representation: {extension: .md, format_name: myst}}",
+    "tangle": "is the path of a module, such as diffusion/forward.py",
+    "modules": "gives each module its sentence",
+    "needs": "is a list of chapters, such as [diffusion/forward]",
+    "budget": "is a number of seconds",
+}
+
+
 def _refused_front(chapter: Chapter) -> Iterator[Problem]:
-    """What in the front matter is not of the kind that loom reads."""
-    needs, modules = chapter.front.get("needs"), chapter.front.get("modules")
-    if needs is not None and not isinstance(needs, list):
-        yield Problem(chapter.path, 1, "B05", "'needs' in the front matter is a list of chapters")
-    if modules is not None and not isinstance(modules, dict):
-        sentence = "'modules' in the front matter gives each module its sentence"
-        yield Problem(chapter.path, 1, "B05", sentence)
+    """What in the front matter is not of the kind that loom, Jupyter and Sphinx read."""
+    front = chapter.front
+    kernel, budget = front.get("kernelspec"), front.get("budget")
+    spec = ("name", "display_name", "language")
+    right = {
+        "kernelspec": isinstance(kernel, dict)
+        and all(isinstance(kernel.get(key), str) for key in spec)
+        and kernel["name"] == "python3",
+        "jupytext": _at(front, "jupytext", "text_representation", "format_name") == "myst",
+        "tangle": isinstance(front.get("tangle"), str),
+        "modules": isinstance(front.get("modules"), dict)
+        and all(isinstance(x, str) for pair in front["modules"].items() for x in pair),
+        "needs": isinstance(front.get("needs"), list)
+        and all(isinstance(need, str) for need in front["needs"]),
+        "budget": isinstance(budget, int | float) and budget > 0,
+    }
+    for key, kind in FRONT.items():
+        if front.get(key) is not None and not right[key]:
+            sentence = f"'{key}' in the front matter {kind}"
+            yield Problem(chapter.path, _line_of(chapter.text, key), "B05", sentence)
 
 
-def _shown(lines: list[str]) -> frozenset[int]:
-    """The lines of comments and of fences that show their text as it is: they say nothing."""
-    found: set[int] = set()
-    fences: list[tuple[str, bool]] = []
-    comment = False
-    for number, text in enumerate(lines, 1):
-        mark, literal = fences[-1] if fences else ("", False)
-        match = FENCE.match(text)
-        if match and match["mark"][0] == "`" and "`" in match["rest"]:
-            match = None
-        if mark and match and match["mark"].startswith(mark) and text.strip() == match["mark"]:
-            fences.pop()
-        elif literal:
-            found.add(number)
-        elif comment or text.startswith("%") or text.lstrip().startswith("<!--"):
-            found.add(number)
-            comment = "-->" not in text and not text.startswith("%")
-        elif match and (match["name"] or match["mark"][0] != ":"):
-            fences.append((match["mark"], not match["name"] or match["name"] in LITERAL))
-    return frozenset(found)
+def _at(tree: object, *keys: str) -> object:
+    """What stands at nested keys of a mapping; None where there is none."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
-def _cell(chapter: Chapter, index: int, token: Token, text: list[str]) -> Cell:
-    """Read one fence: its options (a YAML block, or lines `:name: value`), then its code."""
-    assert token.map is not None
-    first, end = token.map[0] + 1, token.map[1]
+def _line_of(text: str, key: str) -> int:
+    """The first line that begins with a key, wherever it is indented to; 1 if there is none."""
+    lines = enumerate(text.split("\n"), 1)
+    return next((n for n, line in lines if line.lstrip().startswith(f"{key}:")), 1)
+
+
+def _unmet(chapters: Iterable[Chapter]) -> Iterator[Problem]:
+    """Prerequisites that are no chapters, or that go round in a circle."""
+    known = {c.docname.removeprefix("book/"): c for c in chapters}
+    for chapter in known.values():
+        for need in chapter.needs:
+            if need not in known:
+                sentence = f"'needs' names '{need}', which is no chapter"
+                yield Problem(chapter.path, _line_of(chapter.text, "needs"), "B11", sentence)
+    graph = {name: [n for n in c.needs if n in known] for name, c in known.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        circle = list(reversed(error.args[1][1:]))
+        last = max(circle, key=lambda name: known[name].order)
+        at, chapter = circle.index(last), known[last]
+        around = " -> ".join([*circle[at:], *circle[:at], last])
+        sentence = f"'needs' goes round in a circle: {around}"
+        yield Problem(chapter.path, _line_of(chapter.text, "needs"), "B11", sentence)
+
+
+def _cell(chapter: Chapter, index: int, block: Block, lines: list[str]) -> Cell:
+    """Read one cell: its options (a YAML block, or lines `:name: value`), then its code."""
 
     def refuse(line: int, code: str, sentence: str) -> Problems:
         return Problems([Problem(chapter.path, line, code, sentence)])
 
-    if not text[first - 1].startswith(token.markup):
-        raise refuse(first, "B06", NESTED)
-    closing = text[end - 1].strip()
-    if not closing.startswith(token.markup) or closing.strip(token.markup[0]):
-        raise refuse(first, "B07", "this code cell is never closed")
-    body = [Line(text[number - 1], number) for number in range(first + 1, end)]
+    if block.name != CELL:
+        raise refuse(block.line, "B06", f"'{block.name}' is written '{CELL}'")
+    if block.mark.startswith(":"):
+        raise refuse(block.line, "B06", COLONS)
+    if block.before or block.inside:
+        raise refuse(block.line, "B06", NESTED)
+    above, code = halves(lines, block)
+    body = tuple(Line(lines[number - 1], number) for number in code)
+    if not block.closed or any(line.text.startswith(f"{block.mark}{{{CELL}") for line in body):
+        raise refuse(block.line, "B07", OPEN)
     options: dict[str, Any] = {}
-    if body and body[0].text.strip() == "---":
-        close = next((i for i, line in enumerate(body[1:], 1) if line.text.strip() == "---"), None)
-        if close is None:
-            raise refuse(first, "B08", "the option block of this cell is never closed by '---'")
-        block = "\n".join(line.text for line in body[1:close])
-        options = _mapping(chapter.path, first + 1, block)
-        body = body[close + 1 :]
+    if above and lines[above[0] - 1].strip() == "---":
+        if len(above) == 1 or lines[above[-1] - 1].strip() != "---":
+            sentence = "the option block of this cell is never closed by '---'"
+            raise refuse(block.line, "B08", sentence)
+        text = "\n".join(lines[number - 1] for number in above[1:-1])
+        options = _mapping(chapter.path, above[0], text)
     else:
-        while body and (match := OPTION.match(body[0].text)):
+        for number in above:
+            if not (match := OPTION.match(lines[number - 1])):
+                sentence = f"'{lines[number - 1].strip()}' is no option: write ':name: value'"
+                raise refuse(number, "L01", sentence)
             options[match[1]] = (match[2] or "").strip()
-            body = body[1:]
-    while body and not body[0].text.strip():
-        body = body[1:]
-    while body and not body[-1].text.strip():
-        body = body[:-1]
-    cell = Cell(chapter, index, first, end, options, tuple(body))
-    if sentence := _refused_options(cell):
-        raise refuse(first, "L01", sentence)
+    if body and STRAY.match(body[0].text):
+        sentence = "options stand at once below the fence of their cell, at the left margin"
+        raise refuse(body[0].number, "L01", sentence)
+    cell = Cell(chapter, index, block.line, block.end, options, body)
+    if refused := _refused_options(cell):
+        raise refuse(block.line, "L01", refused)
     return cell
 
 

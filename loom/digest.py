@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loom import kernel
+from loom.blocks import halves, page
 
 __all__ = ["digest", "modules"]
 
 LOCK = "constraints.txt"
 PACKAGES = ("tangled", "loom")
-FENCE = re.compile(r"^(`{3,})\{code-cell\}.*?\n(.*?)^\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
-NOT_PYTHON = re.compile(r"\A---\n(?s:.*?)^---$|^:[\w-]+:.*$|^[ \t]*[%!].*$", re.MULTILINE)
+MAGIC = re.compile(r"^[ \t]*[%!].*$", re.MULTILINE)
 
 
 def digest(root: Path, chapter_source: str) -> str:
@@ -40,7 +40,10 @@ def digest(root: Path, chapter_source: str) -> str:
 def modules(root: Path, chapter_source: str) -> list[Path]:
     """The project's own modules that the chapter's cells import, transitively."""
     found: set[Path] = set()
-    pending = [name for cell in FENCE.finditer(chapter_source) for name in _cell_imports(cell[2])]
+    lines = chapter_source.split("\n")
+    codes = [halves(lines, cell)[1] for cell in page(chapter_source).cells]
+    cells = ("\n".join(lines[number - 1] for number in code) for code in codes)
+    pending = [name for cell in cells for name in _cell_imports(cell)]
     while pending:
         for file in _files(root, pending.pop()):
             if file not in found:
@@ -50,8 +53,8 @@ def modules(root: Path, chapter_source: str) -> list[Path]:
 
 
 def _cell_imports(cell: str) -> Iterator[str]:
-    """Names imported in a cell, whose options and magics are no Python."""
-    code = NOT_PYTHON.sub("", cell)
+    """Names imported in a cell, whose magics are no Python."""
+    code = MAGIC.sub("", cell)
     try:
         yield from _imports(ast.parse(code), ())
     except SyntaxError:  # a mistake, or one shown on purpose: whatever lines make sense alone

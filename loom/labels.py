@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
+from loom.blocks import CELL
 from loom.book import Book, Chapter
 from loom.errors import Problem, Problems
 
@@ -35,7 +36,6 @@ PROVED = frozenset({"lem", "prop", "thm", "cor"})
 # Options by which a directive gets its label.
 NAMING = ("label", "name")
 
-FENCE = re.compile(r"(?P<mark>`{3,}|~{3,}|:{3,})\{(?P<name>[\w:-]+)\}\s*(?P<title>.*)$")
 OPTION = re.compile(r":(?P<key>[\w-]+):\s*(?P<value>.*)$")
 EQUATION = re.compile(r"\$\$\s*\((?P<name>[\w:-]+)\)\s*$")
 REFERENCE = re.compile(r"\{(?:eq|prf:ref)\}`(?:[^`<]*<)?(?P<target>[\w:-]+)>?`")
@@ -125,27 +125,19 @@ def blocks(chapter: Chapter) -> Iterator[Block]:
     """Yield the directives of a chapter in order, outer ones before those inside them."""
     lines = chapter.text.split("\n")
     above = ""
-    for number, text in enumerate(lines, 1):
-        if number in chapter.shown or not (match := FENCE.match(text.strip())):
+    for fence in chapter.page.blocks:
+        if not fence.name or fence.name == CELL:
             continue
-        body = tuple(_body(lines, number, match["mark"]))
+        body = tuple(text.strip() for text in lines[fence.line : fence.end - 1])
         options = takewhile(bool, map(OPTION.match, body))
         name = next((o["value"].strip() for o in options if o and o["key"] in NAMING), "")
-        named = REFERENCE.search(match["title"])
-        of = (named["target"] if named else above) if match["name"] == "prf:proof" else ""
-        if KINDS.get(match["name"]) in PROVED:
+        named = REFERENCE.search(fence.title)
+        of = (named["target"] if named else above) if fence.name == "prf:proof" else ""
+        if KINDS.get(fence.name) in PROVED:
             above = name
-        yield Block(match["name"], match["title"].strip(), name, number, body, of)
+        yield Block(fence.name, fence.title, name, fence.line, body, of)
 
 
 def references(text: str) -> list[str]:
     """The labels of results and equations that a text refers to, in order."""
     return [match["target"] for match in REFERENCE.finditer(text)]
-
-
-def _body(lines: list[str], opening: int, mark: str) -> Iterator[str]:
-    """The lines of a directive whose fence stands on line `opening` (counted from 1)."""
-    for text in lines[opening:]:
-        if text.strip() == mark:
-            return
-        yield text.strip()

@@ -4,17 +4,16 @@ import ast
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import nbformat
-import yaml
 
+from loom.book import settings
 from loom.cache import Cache
 from loom.kernel.checks import find_tests
 from loom.plain import plain
 from loom.stamp import stamped
 
-__all__ = ["downloadable", "executable", "settings"]
+__all__ = ["downloadable", "executable"]
 
 # What Jupyter Book reads chapters with unless `_config.yml` says otherwise; of its list, these
 # are the extensions that can decide where a code cell begins.
@@ -36,13 +35,6 @@ pip install ".[book]"
 ```"""
 
 
-def settings(root: Path) -> dict[str, Any]:
-    """The settings of Jupyter Book, `_config.yml`."""
-    file = root / "_config.yml"
-    content = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else None
-    return content if isinstance(content, dict) else {}
-
-
 def executable(chapter: Path, root: Path) -> nbformat.NotebookNode:
     """The chapter as myst-nb reads it after `loom.stamp` put its digest into the front matter."""
     from myst_nb.core.read import read_myst_markdown_notebook
@@ -50,7 +42,7 @@ def executable(chapter: Path, root: Path) -> nbformat.NotebookNode:
 
     parse = settings(root).get("parse") or {}
     config = MdParserConfig(enable_extensions=set(parse.get("myst_enable_extensions", EXTENSIONS)))
-    text = stamped(root, chapter.read_text("utf-8"))
+    text = stamped(root, chapter.read_text("utf-8-sig"))
     return read_myst_markdown_notebook(text, config=config, add_source_map=True, path=chapter)
 
 

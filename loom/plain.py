@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 
+from loom.blocks import page
+
 __all__ = ["plain"]
 
 KINDS = {
@@ -21,7 +23,6 @@ KINDS = {
 # Blocks that only lay out a page, and say nothing a reader of the notebook would miss.
 SILENT = {"tableofcontents", "bibliography", "index", "raw", "toctree", "contents", "solution-end"}
 
-FENCE = re.compile(r"(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:.-]+)\}\s*(?P<title>.*)$")
 OPTION = re.compile(r"\s*:(?P<name>[\w-]+):\s*(?P<value>.*)$")
 TARGET = re.compile(r"\([\w:.-]+\)=\s*$")
 TAGGED = re.compile(r"^\$\$\s*\((?P<label>[\w:.-]+)\)\s*$")
@@ -35,25 +36,17 @@ def plain(text: str) -> str:
 
 
 def _blocks(lines: list[str]) -> Iterator[str]:
+    fences = {block.line: block for block in page("\n".join(lines)).blocks if not block.inside}
     at = 0
     while at < len(lines):
         line = lines[at]
         at += 1
-        if fence := FENCE.match(line):
-            inside: list[str] = []
-            while at < len(lines) and lines[at].rstrip() != fence["fence"]:
-                inside.append(lines[at])
-                at += 1
-            at += 1
-            yield from _directive(fence["name"], fence["title"].strip(), inside)
-        elif line.startswith("```"):  # ordinary code: as it stands
-            yield line
-            mark = line[: len(line) - len(line.lstrip("`"))]
-            while at < len(lines) and lines[at].rstrip() != mark:
-                yield lines[at]
-                at += 1
-            yield mark
-            at += 1
+        if block := fences.get(at):
+            inside, at = lines[at : block.end - 1], block.end
+            if block.name:
+                yield from _directive(block.name, block.title, inside)
+            else:  # ordinary code: as it stands
+                yield from (line, *inside, re.sub(r"[^\s>]", " ", block.before) + block.mark)
         elif tagged := TAGGED.match(line):
             yield rf"\tag{{{_slug(tagged['label'])}}}"
             yield "$$"

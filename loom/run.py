@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from loom import artifacts, kernel
-from loom.book import Book, Chapter
+from loom.book import Book, Chapter, settings
 from loom.cache import Cache
 from loom.digest import digest
 from loom.errors import Problem, Problems
 from loom.execute import Limits
 from loom.lanes import Job, Lanes
-from loom.notebook import executable, settings
+from loom.notebook import executable
 from loom.seconds import Row, load, save
 
 __all__ = ["main", "run"]

@@ -7,13 +7,13 @@ again only when the page changed, so it is also told which digests did.
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from loom import kernel
+from loom.blocks import page
 from loom.digest import digest
 
 if TYPE_CHECKING:
@@ -22,20 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["connect", "stamped"]
 
-FRONT = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*$", re.MULTILINE | re.DOTALL)
-
 
 def stamped(root: Path, text: str) -> str:
     """The chapter with its digest in the kernelspec, and each of its lines where it was."""
-    front = FRONT.match(text)
-    tree = yaml.compose(front[1], yaml.SafeLoader) if front else None
-    if not (front and isinstance(tree, yaml.MappingNode)):
+    above = text.index("\n") + 1 if "\n" in text else 0
+    front = "\n".join(text.split("\n")[1 : page(text).front - 1]) if page(text).front else ""
+    tree = yaml.compose(front, yaml.SafeLoader)
+    if not isinstance(tree, yaml.MappingNode):
         return text
     for key, value in tree.value:
         if key.value == "kernelspec" and isinstance(value, yaml.MappingNode):
             spec = {name.value: item.value for name, item in value.value}
             spec["digest"] = digest(root, text)
-            start, end = (front.start(1) + m.index for m in (key.start_mark, value.end_mark))
+            start, end = (above + m.index for m in (key.start_mark, value.end_mark))
             same_lines = "\n" * text.count("\n", start, end)
             return f"{text[:start]}kernelspec: {json.dumps(spec)}{same_lines}{text[end:]}"
     return text
@@ -79,7 +78,7 @@ def _outdated(
     return [
         name
         for name in known.keys() - removed - changed
-        if digest(root, Path(env.doc2path(name)).read_text("utf-8")) != known[name]
+        if digest(root, Path(env.doc2path(name)).read_text("utf-8-sig")) != known[name]
     ]
 
 

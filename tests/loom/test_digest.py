@@ -85,6 +85,25 @@ def test_only_cells_count(root):
     }
 
 
+@pytest.mark.parametrize(
+    "fence",
+    [
+        "~~~\n{}\n~~~",
+        "```\n{}\n`````",
+        "````\n```\n{}\n````",
+        "``` \n{}\n```",
+    ],
+)
+def test_every_fence_of_a_cell_counts(root, fence):
+    body = fence.format("import tangled.other.d")
+    opening, _, rest = body.partition("\n")
+    text = f"# T\n\n{opening}{{code-cell}} python\n{rest}\n"
+    assert found(root, text) == {"tangled/other/d.py"}
+    assert found(root, f"````md\n{cell('import tangled.other.d')}````") == (
+        set()
+    )
+
+
 def test_what_changes_the_digest(root, monkeypatch):
     text = cell("from tangled.part import a")
     before = digest(root, text)

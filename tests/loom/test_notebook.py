@@ -109,6 +109,13 @@ def test_the_download_carries_what_the_run_showed(small_book):
     ]
 
 
+def test_no_fence_hides_what_follows_it():
+    text = "````{prf:theorem} One\n:label: thm-one\n\nTrue.\n`````\n\n{eq}`eq-one`"
+    assert plain(text) == "**Theorem (one). One.**\n\nTrue.\n\n(one)"
+    code = "~~~python\nx = '{eq}`eq-one`'\n~~~"
+    assert plain(code) == code
+
+
 def test_macros_are_defined_first(small_book, chapter):
     assert "newcommand" not in str(downloadable(chapter, small_book.root))
     static = small_book.root / "book/_static"

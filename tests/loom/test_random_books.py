@@ -14,11 +14,11 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markdown_it.token import Token
 
 from loom.__main__ import main
-from loom.book import _PARSER, _blocks, read
+from loom.book import read
 from loom.errors import Problems
+from loom.notebook import executable
 from loom.tangle import tangle
 
 FRONT = """\
@@ -218,6 +218,8 @@ MARKS = (
         "$$",
         '"""',
         ":::",
+        "~~~",
+        "````",
         "{code-cell}",
         "    ",
         "# ",
@@ -290,15 +292,21 @@ def test_damage_is_reported(text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(text=damaged())
-def test_the_parser_misses_no_block(text: str) -> None:
-    """Reading spares the parser most lines of prose and code; it finds what it finds with them."""
-
-    def told(tokens: list[Token]) -> list[tuple[Any, ...]]:
-        kept = ("fence", "heading_open", "front_matter")
-        return [
-            (t.type, t.map, t.info, t.markup)
-            for t in tokens
-            if t.type in kept
-        ]
-
-    assert told(_blocks(text.split("\n"))) == told(_PARSER.parse(text))
+def test_what_is_read_is_what_runs(text: str) -> None:
+    """A chapter that loom accepts has the cells, with the options, that the kernel gets."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "_toc.yml").write_text("root: a\n")
+        (folder / "a.md").write_text(text)
+        try:
+            (chapter,) = read(folder).chapters
+        except Problems:
+            return
+        notebook = executable(folder / "a.md", folder)
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
+    assert [c.source.strip() for c in cells] == [
+        c.source.strip() for c in chapter.cells
+    ]
+    assert [set(c.metadata) for c in cells] == [
+        set(c.options) for c in chapter.cells
+    ]

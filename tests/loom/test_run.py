@@ -10,6 +10,8 @@ import pytest
 
 from loom.__main__ import main
 from loom.cache import Cache, heal
+from loom.digest import digest
+from loom.notebook import executable
 
 WAIT = "import time, pathlib\npathlib.Path('{0}').touch()\ntime.sleep({1})"
 
@@ -87,6 +89,22 @@ def test_only_what_is_missing_runs(small_book):
     assert rows(small_book)["book/b.md"]["cached"] is False
     status, _, err = small_book.run("c")
     assert (status, err) == (1, "_toc.yml:1: R06 there is no chapter c\n")
+
+
+def test_a_byte_order_mark_and_tildes_hide_no_change(small_book):
+    small_book.write("tangled/one.py", "X = 1\n")
+    small_book.chapters(a=["import tangled.one"])
+    chapter = small_book.root / "book/a.md"
+    text = chapter.read_text().replace("```", "~~~")
+    chapter.write_text(text, "utf-8-sig")
+    assert "book/a.md: 1 cells in" in small_book.run()[1]
+    small_book.write("tangled/one.py", "X = 2\n")
+    assert "book/a.md: 1 cells in" in small_book.run()[1]
+    assert small_book.run()[1] == "1 of 1 chapters unchanged\n"
+    notebook = executable(chapter, small_book.root)
+    assert notebook.metadata.kernelspec.digest == digest(
+        small_book.root, text
+    )
 
 
 def test_two_lanes_overlap_and_the_longest_starts_first(small_book, capsys):
