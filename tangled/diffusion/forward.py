@@ -85,7 +85,8 @@ def diffuse(
     check_alike(x0=x0, eps=eps)
     signal = per_sample(schedule.signal, t, x0)
     noise_std = per_sample(schedule.noise_std, t, x0)
-    return signal * x0 + noise_std * eps
+    # signal * x0 + noise_std * eps, with one pass less over the memory
+    return torch.addcmul(signal * x0, noise_std, eps)
 
 
 def transition(

@@ -123,14 +123,6 @@ class Schedule:
         return self.rho.atan()
 
     @classmethod
-    def scaled_linear(
-        cls, T: int, start: float = 0.00085, end: float = 0.012
-    ) -> "Schedule":
-        """Return sqrt(beta) equally spaced (Rombach et al. 2022)."""
-        root = cls.linear(T, start**0.5, end**0.5).beta[1:]
-        return cls.from_betas(root**2)
-
-    @classmethod
     def cosine(
         cls, T: int, offset: float = 0.008, max_beta: float = 0.999
     ) -> "Schedule":
@@ -158,6 +150,14 @@ class Schedule:
         check_order(1, T=T)
         ramp = torch.linspace(-6, 6, T, dtype=torch.float64)
         return cls.from_betas(start + (end - start) * ramp.sigmoid())
+
+    @classmethod
+    def scaled_linear(
+        cls, T: int, start: float = 0.00085, end: float = 0.012
+    ) -> "Schedule":
+        """Return sqrt(beta) equally spaced (Rombach et al. 2022)."""
+        root = cls.linear(T, start**0.5, end**0.5).beta[1:]
+        return cls.from_betas(root**2)
 
     def shifted(self, b: float) -> "Schedule":
         """Return the schedule whose SNR is b^2 times as large at each t.
@@ -187,8 +187,10 @@ def per_sample(
             gets there).
     """
     check_steps(t, like)
-    # Cast before the move: some devices have no float64.
-    entries = table.to(like.dtype).to(like.device).gather(0, t)
+    if table.device != like.device:
+        # Cast before the move: some devices have no float64.
+        table = table.to(like.dtype).to(like.device)
+    entries = table.gather(0, t).to(like.dtype)
     return entries.reshape(-1, *[1] * (like.ndim - 1))
 
 
