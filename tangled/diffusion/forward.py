@@ -121,5 +121,7 @@ def prior_term(
     dim = math.prod(x0.shape[1:])
     power = schedule.alpha_bar[-1]
     constant = dim * (power + torch.log1p(-power))  # cancels: in float64
-    energy = x0.reshape(len(x0), dim).square().sum(1)
-    return (power.to(x0) * energy - constant.to(x0)) / 2
+    wide = torch.promote_types(x0.dtype, torch.float32)
+    energy = x0.reshape(len(x0), dim).square().sum(1, dtype=wide)
+    gap = (power.to(energy) * energy - constant.to(energy)) / 2
+    return gap.to(x0.dtype)

@@ -53,7 +53,7 @@ class Schedule:
         return cls(F.pad(steps, (1, 0)))
 
     def to(self, device: torch.device | str) -> "Schedule":
-        """Return the same schedule with its tables on `device`."""
+        """Return the same schedule with its tables on `device`, in float64."""
         return type(self)(self.beta.to(device))
 
     @property

@@ -277,6 +277,16 @@ def test_prior_term_keeps_the_dtype_and_its_small_constant(dtype):
     assert found.item() == pytest.approx(exact, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_prior_term_of_a_large_picture_in_half_precision(dtype):
+    """The sum of 300,000 squares is beyond float16 and the digits of both."""
+    x0, schedule = torch.ones(1, 300_000), Schedule.scaled_linear(1000)
+    exact = prior_term(x0.double(), schedule).item()
+    found = prior_term(x0.to(dtype), schedule)
+    assert found.dtype == dtype
+    assert found.item() == pytest.approx(exact, rel=0.01)
+
+
 @pytest.mark.usefixtures("plain_errors")
 def test_compiled_exported_and_mapped_it_is_the_same():
     schedule = Schedule.cosine(50)
