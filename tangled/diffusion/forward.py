@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from tangled.diffusion.checks import check_alike, check_order
 from tangled.diffusion.schedule import Schedule, per_sample
 
 __all__ = [
@@ -30,14 +31,15 @@ def forward_step(
     """Return x_t, one step of the chain from x = x_{t-1} with noise `eps`.
 
     Raises:
-        ValueError: if t lies outside 1..T.
+        TypeError: if x is not floating, or t not a whole number.
+        ValueError: if t is not in 1..T, or eps does not match x.
 
     Implements eq-forward-step (book/diffusion/forward.md).
     """
-    if not 1 <= t <= schedule.T:
-        raise ValueError(f"t must lie in 1..{schedule.T}, got {t}")
-    keep = schedule.alpha[t].sqrt().to(x)
-    add = schedule.beta[t].sqrt().to(x)
+    check_alike(x=x, eps=eps)
+    check_order(1, schedule.T, t=t)
+    keep = schedule.alpha[t].sqrt().to(x.dtype).to(x.device)
+    add = schedule.beta[t].sqrt().to(x.dtype).to(x.device)
     return keep * x + add * eps
 
 
@@ -68,26 +70,23 @@ def diffuse(
 ) -> Float[Tensor, "B *dims"]:
     """Return x_t = a_t x_0 + sqrt(1 - alpha_bar_t) eps, each sample at its t.
 
-    The law is that of the chain at each fixed t, not that of its path.
+    At each fixed t this has the distribution of the chain; as a function of
+    t it is not its path. No tensor is read back, so that a GPU need not wait
+    and the function can be compiled, exported and mapped.
 
     Raises:
-        TypeError: if x0 or eps is not floating, or t not int64.
+        TypeError: if x0 is not floating, or t not int64.
         ValueError: if eps does not match x0 in shape, dtype and device, or t
-            is not one step in 0..T for each sample.
+            is not one step for each sample.
+        RuntimeError: if a step lies outside 0..T.
 
     Implements thm-forward-marginal, eq-diffuse (book/diffusion/forward.md).
     """
-    if not x0.is_floating_point():
-        raise TypeError(f"x0 must be a floating tensor, got {x0.dtype}")
-    for name in ("shape", "dtype", "device"):
-        if getattr(eps, name) != getattr(x0, name):
-            raise ValueError(
-                f"eps must have the {name} of x0, got "
-                f"{getattr(eps, name)} and {getattr(x0, name)}"
-            )
+    check_alike(x0=x0, eps=eps)
     signal = per_sample(schedule.signal, t, x0)
     noise_std = per_sample(schedule.noise_std, t, x0)
-    return signal * x0 + noise_std * eps
+    # signal * x0 + noise_std * eps, with one pass less over the memory
+    return torch.addcmul(signal * x0, noise_std, eps)
 
 
 def transition(
@@ -96,15 +95,12 @@ def transition(
     """Return (scale, variance) of q(x_t | x_s) = N(scale x_s, variance I).
 
     Raises:
+        TypeError: if s or t is not a whole number.
         ValueError: unless 0 <= s <= t <= T.
 
     Implements cor-forward-transition (book/diffusion/forward.md).
     """
-    if not 0 <= s <= t <= schedule.T:
-        raise ValueError(
-            f"s and t must satisfy 0 <= s <= t <= {schedule.T}, "
-            f"got s = {s}, t = {t}"
-        )
+    check_order(0, schedule.T, s=s, t=t)
     power = schedule.alpha_bar[t] / schedule.alpha_bar[s]
     return power.sqrt(), 1 - power
 
@@ -121,9 +117,11 @@ def prior_term(
 
     Implements prop-prior-gap (book/diffusion/forward.md).
     """
-    if not x0.is_floating_point():
-        raise TypeError(f"x0 must be a floating tensor, got {x0.dtype}")
+    check_alike(x0=x0)
     dim = math.prod(x0.shape[1:])
-    power = schedule.alpha_bar[-1].item()
-    energy = x0.reshape(len(x0), dim).square().sum(1)
-    return (power * energy - dim * (power + math.log1p(-power))) / 2
+    power = schedule.alpha_bar[-1]
+    constant = dim * (power + torch.log1p(-power))  # cancels: in float64
+    wide = torch.promote_types(x0.dtype, torch.float32)
+    energy = x0.reshape(len(x0), dim).square().sum(1, dtype=wide)
+    gap = (power.to(energy) * energy - constant.to(energy)) / 2
+    return gap.to(x0.dtype)

@@ -4,38 +4,34 @@ Tangled from book/diffusion/forward.md.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from tangled.diffusion.checks import check_beta, check_order, check_steps
+
 __all__ = ["Schedule", "Table", "per_sample", "schedule_named", "to_index"]
 
-# One entry for every step t = 0..T; entry 0 is the data end.
+# One entry for every step t = 0..T; entry 0 is the data.
 Table = Float64[Tensor, "T_plus_1"]
-
-
-def _kind(value: object) -> str:
-    """Name the dtype of a tensor, or the type of anything else."""
-    return str(getattr(value, "dtype", type(value).__name__))
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The tables of a forward process, each with one entry for t = 0..T.
 
-    A schedule *is* its table of step variances. The other tables are computed
-    from it when first asked for, in float64, and kept.
-
-    Args:
-        beta: step variances [T+1], float64; `beta[0]` is 0 and belongs to the
-            data, the others lie strictly between 0 and 1.
+    A schedule *is* its step variances `beta` [T+1], float64, with 0 for the
+    data. The other tables are computed from it, once.
 
     Raises:
-        TypeError: if `beta` is not a float64 tensor.
-        ValueError: if it is not such a table.
+        TypeError: if `beta` is not such a table.
+        ValueError: unless alpha_bar falls strictly and stays above 0.
 
     Source: Ho, Jain and Abbeel (2020), section 2.
     """
@@ -43,45 +39,21 @@ class Schedule:
     beta: Table
 
     def __post_init__(self) -> None:
-        beta = self.beta
-        if not isinstance(beta, Tensor) or beta.dtype != torch.float64:
-            raise TypeError(
-                f"beta must be a float64 tensor, got {_kind(beta)}"
-            )
-        if beta.ndim != 1 or len(beta) < 2:
-            raise ValueError(
-                "beta must be a table [T+1] with T at least 1, "
-                f"got shape {list(beta.shape)}"
-            )
-        if beta[0] != 0:
-            raise ValueError(
-                f"beta[0] belongs to the data and must be 0, got {beta[0]}"
-            )
-        outside = ~((beta[1:] > 0) & (beta[1:] < 1))  # true for NaN as well
-        if outside.any():
-            t = int(outside.nonzero()[0]) + 1
-            raise ValueError(
-                "beta must lie strictly between 0 and 1, "
-                f"but beta[{t}] = {beta[t].item()}"
-            )
+        check_beta(self.beta)
+        for name, member in vars(type(self)).items():
+            if isinstance(member, cached_property):
+                getattr(self, name)  # now: no compiler traces the making
 
     @classmethod
-    def from_betas(cls, beta: Float[Tensor, "T"]) -> "Schedule":
+    def from_betas(
+        cls, beta: Sequence[float] | np.ndarray | Tensor
+    ) -> "Schedule":
         """Return the schedule with step variances beta_1..beta_T, [T]."""
-        if not isinstance(beta, Tensor) or not beta.is_floating_point():
-            raise TypeError(
-                f"beta must be a floating tensor, got {_kind(beta)}"
-            )
-        if beta.ndim != 1 or len(beta) < 1:
-            raise ValueError(
-                "beta must have shape [T] with T at least 1, "
-                f"got {list(beta.shape)}"
-            )
-        steps = beta.to(torch.float64)
-        return cls(torch.cat([steps.new_zeros(1), steps]))
+        steps = torch.as_tensor(beta, dtype=torch.float64)
+        return cls(F.pad(steps, (1, 0)))
 
     def to(self, device: torch.device | str) -> "Schedule":
-        """Return the same schedule with its tables on `device`."""
+        """Return the same schedule with its tables on `device`, in float64."""
         return type(self)(self.beta.to(device))
 
     @property
@@ -109,7 +81,7 @@ class Schedule:
 
     @cached_property
     def noise_std(self) -> Table:
-        """Marginal noise standard deviations sqrt(1 - alpha_bar_t)."""
+        """Noise standard deviations sqrt(1 - alpha_bar_t) given the data."""
         return (1 - self.alpha_bar).sqrt()
 
     @classmethod
@@ -118,13 +90,14 @@ class Schedule:
     ) -> "Schedule":
         """Return beta equally spaced from `start` to `end` (Ho et al. 2020).
 
-        The default range belongs to T = 1000; for other T see the chapter's
-        pitfall on short chains.
+        The default range belongs to T = 1000; for another T multiply it by
+        1000 / T.
 
         Implements eq-linear-schedule (book/diffusion/forward.md).
         """
-        steps = torch.linspace(start, end, _checked(T), dtype=torch.float64)
-        return cls.from_betas(steps)
+        check_order(1, T=T)
+        ramp = torch.linspace(start, end, T, dtype=torch.float64)
+        return cls.from_betas(ramp)
 
     @cached_property
     def snr(self) -> Table:
@@ -150,14 +123,6 @@ class Schedule:
         return self.rho.atan()
 
     @classmethod
-    def scaled_linear(
-        cls, T: int, start: float = 0.00085, end: float = 0.012
-    ) -> "Schedule":
-        """Return sqrt(beta) equally spaced (Rombach et al. 2022)."""
-        root = cls.linear(T, start**0.5, end**0.5).beta[1:]
-        return cls.from_betas(root**2)
-
-    @classmethod
     def cosine(
         cls, T: int, offset: float = 0.008, max_beta: float = 0.999
     ) -> "Schedule":
@@ -167,7 +132,8 @@ class Schedule:
 
         Implements eq-cosine-schedule (book/diffusion/forward.md).
         """
-        u = torch.arange(_checked(T) + 1, dtype=torch.float64) / T
+        check_order(1, T=T)
+        u = torch.arange(T + 1, dtype=torch.float64) / T
         f = ((u + offset) / (1 + offset) * math.pi / 2).cos() ** 2
         return cls.from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
 
@@ -181,15 +147,29 @@ class Schedule:
 
         Implements eq-sigmoid-schedule (book/diffusion/forward.md).
         """
-        ramp = torch.linspace(-6, 6, _checked(T), dtype=torch.float64)
+        check_order(1, T=T)
+        ramp = torch.linspace(-6, 6, T, dtype=torch.float64)
         return cls.from_betas(start + (end - start) * ramp.sigmoid())
 
+    @classmethod
+    def scaled_linear(
+        cls, T: int, start: float = 0.00085, end: float = 0.012
+    ) -> "Schedule":
+        """Return sqrt(beta) equally spaced (Rombach et al. 2022)."""
+        root = cls.linear(T, start**0.5, end**0.5).beta[1:]
+        return cls.from_betas(root**2)
 
-def _checked(T: int) -> int:
-    """Return T if it is a whole number of steps, at least 1."""
-    if not isinstance(T, int) or T < 1:
-        raise ValueError(f"T must be a whole number, at least 1, got {T!r}")
-    return T
+    def shifted(self, b: float) -> "Schedule":
+        """Return the schedule whose SNR is b^2 times as large at each t.
+
+        The log-SNR moves by 2 ln b. Take b = 1 / s for pictures that are s
+        times as wide (Hoogeboom, Heek and Salimans 2023).
+
+        Implements eq-resolution-shift (book/diffusion/forward.md).
+        """
+        signal, noise = b**2 * self.alpha_bar, 1 - self.alpha_bar
+        power = signal / (signal + noise)
+        return self.from_betas(1 - power[1:] / power[:-1])
 
 
 def per_sample(
@@ -197,26 +177,20 @@ def per_sample(
 ) -> Float[Tensor, "B *ones"]:
     """Return `table[t]` as [B, 1, ..., 1], in the dtype and device of `like`.
 
+    A step outside 0..T is refused by torch itself, without a look at t here:
+    `gather`, unlike an index, does not count a negative step from the end.
+
     Raises:
         TypeError: if t is not an int64 tensor.
-        ValueError: if t has another shape or device than the batch, or an
-            entry outside 0..T (a negative one would count from the end).
+        ValueError: if t has another shape or device than the batch.
+        RuntimeError: if a step lies outside 0..T (on a GPU, when the device
+            gets there).
     """
-    if not isinstance(t, Tensor) or t.dtype != torch.int64:
-        raise TypeError(f"t must be an int64 tensor, got {_kind(t)}")
-    if t.shape != like.shape[:1]:
-        raise ValueError(
-            f"t must have shape {list(like.shape[:1])}, one step for each "
-            f"sample, got {list(t.shape)}"
-        )
-    if t.device != like.device:
-        raise ValueError(f"t is on {t.device}, the samples on {like.device}")
-    last = len(table) - 1
-    if ((t < 0) | (t > last)).any():
-        raise ValueError(
-            f"t must lie in 0..{last}, got {int(t.min())}..{int(t.max())}"
-        )
-    entries = table.to(like.device)[t].to(like.dtype)
+    check_steps(t, like)
+    if table.device != like.device:
+        # Cast before the move: some devices have no float64.
+        table = table.to(like.dtype).to(like.device)
+    entries = table.gather(0, t).to(like.dtype)
     return entries.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -224,6 +198,7 @@ def schedule_named(name: str, T: int) -> Schedule:
     """Return the schedule called `name`, with its default range, in T steps.
 
     Raises:
+        TypeError: if T is not a whole number.
         ValueError: if there is no schedule of that name, or T is below 1.
     """
     makers = {
@@ -244,8 +219,6 @@ def to_index(t: int | Int64[Tensor, "*B"]) -> int | Int64[Tensor, "*B"]:
     Raises:
         ValueError: if t is below 1; the data end t = 0 has no entry there.
     """
-    steps = t.flatten().tolist() if isinstance(t, Tensor) else [t]
-    lowest = min(steps, default=1)
-    if lowest < 1:
-        raise ValueError(f"t must be at least 1, got {lowest}")
+    if (torch.as_tensor(t) < 1).any():
+        raise ValueError(f"t must be at least 1, got {t}")
     return t - 1

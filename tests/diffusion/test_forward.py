@@ -1,12 +1,14 @@
 """Laws of the forward process, and what it refuses."""
 
 import math
+from itertools import islice
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tangled.diffusion.forward import (
     diffuse,
@@ -15,9 +17,11 @@ from tangled.diffusion.forward import (
     prior_term,
     transition,
 )
+from tangled.diffusion.gaussian import log_normal
 from tangled.diffusion.schedule import Schedule
 from tangled.workshop.statistics import standard_score
 
+X = torch.zeros(2, 3)
 SHAPES = [(), (5,), (3, 8, 8), (3, 2, 4, 4)]
 
 betas = st.lists(st.floats(1e-6, 0.99), min_size=1, max_size=30).map(
@@ -44,12 +48,11 @@ def test_each_sample_is_diffused_at_its_own_step(dims, dtype):
     xt = diffuse(x0, t, eps, schedule)
     assert (xt.dtype, xt.shape) == (dtype, x0.shape)
     assert torch.equal(xt[0], x0[0])
+    loose = {64: 1e-14, 32: 1e-6, 16: 0.03}[8 * dtype.itemsize]
     for i, step in enumerate(t.tolist()):
-        signal, std = (
-            schedule.signal[step].to(dtype),
-            schedule.noise_std[step].to(dtype),
-        )
-        assert_close(xt[i], signal * x0[i] + std * eps[i])
+        signal, std = schedule.signal[step], schedule.noise_std[step]
+        exact = signal * x0[i].double() + std * eps[i].double()
+        assert_close(xt[i].double(), exact, rtol=0, atol=loose)
 
 
 @given(betas, st.data())
@@ -122,6 +125,41 @@ def test_one_step_is_a_transition(beta):
         assert_close(variance, schedule.beta[t], rtol=1e-9, atol=1e-15)
 
 
+def levels(white):
+    """Standard scores of the shares below five levels of a standard normal."""
+    for level in torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).double():
+        p = torch.special.ndtr(level).item()
+        below = (white.flatten() < level).double()
+        yield standard_score(below, p, (p * (1 - p)) ** 0.5)
+
+
+@pytest.mark.verifies("thm-forward-marginal")
+def test_a_long_chain_has_the_distribution_of_the_theorem():
+    schedule = Schedule.linear(1000)
+    x0 = torch.tensor([1.7, -0.3]).double().repeat(10_000, 1)
+    draw = torch.Generator().manual_seed(0)
+    x = next(islice(forward_chain(x0, schedule, draw), 250, None))
+    # a_250 and sbar_250 from the betas alone, by a route of its own.
+    logs = [math.log1p(-1e-4 - t / 999 * 0.0199) for t in range(250)]
+    power = math.exp(math.fsum(logs))
+    white = (x - power**0.5 * x0) / (1 - power) ** 0.5
+    assert all(abs(z) < 5 for z in levels(white))
+    assert abs(standard_score(white[:, 0] * white[:, 1], 0.0, 1.0)) < 5
+
+
+@pytest.mark.verifies("prop-forward-joint")
+def test_the_covariance_of_the_whole_path_is_exact():
+    schedule = Schedule.linear(1000)
+    rows = [torch.zeros(1000).double()]  # row t: weights of eps_1.. in x_t
+    for t, unit in enumerate(torch.eye(1000).double(), start=1):
+        rows.append(forward_step(rows[-1], t, unit, schedule))
+    weights = torch.stack(rows)
+    signal, variance = schedule.signal, schedule.noise_std**2
+    expected = torch.tril(signal[:, None] / signal * variance)
+    covariance = torch.tril(weights @ weights.T)
+    assert_close(covariance, expected, rtol=0, atol=1e-13)
+
+
 @pytest.mark.verifies("prop-forward-joint")
 def test_transition_after_jump_has_the_covariance_of_the_chain():
     schedule = Schedule.cosine(100)
@@ -129,15 +167,36 @@ def test_transition_after_jump_has_the_covariance_of_the_chain():
     xs = diffuse(x0, torch.full((50_000,), 30), eps[0], schedule)
     scale, variance = transition(schedule, 30, 60)
     xt = scale * xs + variance.sqrt() * eps[1]
-    assert abs(standard_score(xt**2, schedule.noise_std[60].item() ** 2)) < 5
-    assert (
-        abs(
-            standard_score(
-                xs * xt, (scale * schedule.noise_std[30] ** 2).item()
-            )
-        )
-        < 5
-    )
+    at_s, at_t = (schedule.noise_std[[30, 60]] ** 2).tolist()
+    both = (schedule.signal[60] / schedule.signal[30]).item() * at_s
+    assert abs(standard_score(xt**2, at_t, 2**0.5 * at_t)) < 5
+    std = (at_s * at_t + both**2) ** 0.5
+    assert abs(standard_score(xs * xt, both, std)) < 5
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16]
+)
+def test_the_chain_is_its_formula_on_a_replayed_generator(dtype):
+    """Each state: its dtype kept, the noise of the generator, as in eq. (step)."""
+    schedule, x0 = Schedule.linear(20, 0.01, 0.5), noise(3, 4).to(dtype)
+    states = forward_chain(x0, schedule, torch.Generator().manual_seed(5))
+    replay = torch.Generator().manual_seed(5)
+    expected = next(states)
+    assert torch.equal(expected, x0)
+    for t, x in enumerate(states, start=1):
+        eps = torch.randn(3, 4, generator=replay, dtype=dtype)
+        beta = 0.01 + (t - 1) / 19 * 0.49
+        expected = (1 - beta) ** 0.5 * expected + beta**0.5 * eps
+        assert x.dtype == dtype
+        loose = {"rtol": 0, "atol": 0.05} if dtype.itemsize == 2 else {}
+        assert_close(x, expected, **loose)
+
+
+def test_a_scalar_step_keeps_its_dtype():
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor(0.5, dtype=dtype)
+        assert forward_step(x, 3, x, Schedule.linear(10)).dtype == dtype
 
 
 def test_the_chain_yields_every_state_and_starts_at_the_data():
@@ -190,6 +249,103 @@ def test_prior_term_of_a_long_chain_is_small_and_exact():
     )
 
 
+@pytest.mark.verifies("prop-prior-gap")
+def test_the_gap_is_divergence_and_information():
+    """E L_T = KL(q_T, N) + mutual information, by quadrature, two points."""
+    schedule = Schedule.from_betas([0.36, 0.75])
+    x = torch.linspace(-14, 14, 5601, dtype=torch.float64)
+    prior = log_normal(x, 0.0, 1.0).exp()
+    given_x0 = [log_normal(x, mean, 0.84).exp() for mean in (0.8, -0.8)]
+    mixed = (given_x0[0] + given_x0[1]) / 2
+    information = sum(
+        torch.trapezoid(q * (q / mixed).log(), x) / 2 for q in given_x0
+    )
+    divergence = torch.trapezoid(mixed * (mixed / prior).log(), x)
+    average = prior_term(torch.tensor([2.0, -2.0]).double(), schedule).mean()
+    assert_close(average, divergence + information, rtol=1e-10, atol=0)
+    assert information > 0.1  # so the bound is not an equality
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_prior_term_keeps_the_dtype_and_its_small_constant(dtype):
+    """At x_0 = 0 and a small alpha_bar the constant is alpha_bar^2 / 4."""
+    schedule = Schedule.linear(1000)
+    found = prior_term(torch.zeros(1, 1, dtype=dtype), schedule)
+    power = schedule.alpha_bar[-1].item()
+    assert found.dtype == dtype
+    exact = power**2 / 4 + power**3 / 6
+    assert found.item() == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_prior_term_of_a_large_picture_in_half_precision(dtype):
+    """The sum of 300,000 squares is beyond float16 and the digits of both."""
+    x0, schedule = torch.ones(1, 300_000), Schedule.scaled_linear(1000)
+    exact = prior_term(x0.double(), schedule).item()
+    found = prior_term(x0.to(dtype), schedule)
+    assert found.dtype == dtype
+    assert found.item() == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.usefixtures("plain_errors")
+def test_compiled_exported_and_mapped_it_is_the_same():
+    schedule = Schedule.cosine(50)
+    x0, eps = noise(2, 6, 3, dtype=torch.float32)
+    t = torch.tensor([0, 1, 2, 25, 49, 50])
+    expected = diffuse(x0, t, eps, schedule)
+    for backend in ("eager", "aot_eager"):
+        torch.compiler.reset()
+        compiled = torch.compile(diffuse, fullgraph=True, backend=backend)
+        assert_close(compiled(x0, t, eps, schedule), expected)
+
+    class Jump(torch.nn.Module):
+        def forward(self, x0, t, eps):
+            return diffuse(x0, t, eps, schedule)
+
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(
+        Jump(), (x0, t, eps), dynamic_shapes=({0: batch},) * 3
+    ).module()
+    assert_close(exported(x0[:4], t[:4], eps[:4]), expected[:4])
+    one = torch.vmap(
+        lambda x, t, e: diffuse(x[None], t[None], e[None], schedule)[0]
+    )
+    assert_close(one(x0, t, eps), expected)
+    assert torch.equal(diffuse(x0, t, eps, schedule), expected)  # still
+
+
+class NoDouble(TorchDispatchMode):
+    """A device, here "meta", that has no float64 and whose values are hidden."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.device.type == "meta":
+            assert out.dtype != torch.float64, func
+        return out
+
+
+def test_it_works_where_there_is_no_float64_and_nothing_can_be_read():
+    x = torch.zeros(2, 3, device="meta")
+    t = torch.zeros(2, dtype=torch.int64, device="meta")
+    schedule = Schedule.linear(10)
+    with NoDouble():
+        assert diffuse(x, t, x, schedule).device.type == "meta"
+        assert forward_step(x, 1, x, schedule).dtype == torch.float32
+        assert prior_term(x, schedule).shape == (2,)
+
+
+@pytest.mark.gpu
+def test_a_gpu_does_not_wait():
+    x = torch.zeros(2, 3, device="cuda")
+    t = torch.tensor([1, 2], device="cuda")
+    schedule = Schedule.linear(10).to("cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        diffuse(x, t, x, schedule)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 def test_results_stay_on_the_device_of_the_data():
     schedule = Schedule.linear(1000)
@@ -210,13 +366,6 @@ def test_results_stay_on_the_device_of_the_data():
     )
 
 
-GOOD = {
-    "x0": torch.zeros(2, 3),
-    "t": torch.tensor([1, 2]),
-    "eps": torch.zeros(2, 3),
-}
-
-
 @pytest.mark.usefixtures("plain_errors")
 @pytest.mark.parametrize(
     ("bad", "kind", "sentence"),
@@ -224,76 +373,46 @@ GOOD = {
         (
             {"x0": torch.zeros(2, 3).long()},
             TypeError,
-            "x0 must be a floating tensor, got torch.int64",
+            "x0 must be a floating",
         ),
-        (
-            {"eps": torch.zeros(2, 4)},
-            ValueError,
-            "eps must have the shape of x0, got",
-        ),
-        (
-            {"eps": torch.zeros(2, 3).double()},
-            ValueError,
-            "eps must have the dtype of x0, got torch.float64",
-        ),
-        (
-            {"eps": torch.zeros(2, 3, device="meta")},
-            ValueError,
-            "eps must have the device of x0, got meta",
-        ),
-        (
-            {"t": torch.tensor([1.0, 2.0])},
-            TypeError,
-            "t must be an int64 tensor, got torch.float32",
-        ),
-        ({"t": 1}, TypeError, "t must be an int64 tensor, got int"),
-        (
-            {"t": torch.tensor([1])},
-            ValueError,
-            r"t must have shape \[2\], one step for each sample, got \[1\]",
-        ),
-        (
-            {"t": torch.tensor([[1, 2]])},
-            ValueError,
-            r"t must have shape \[2\]",
-        ),
-        (
-            {"t": torch.tensor([0, 11])},
-            ValueError,
-            r"t must lie in 0\.\.10, got 0\.\.11",
-        ),
-        (
-            {"t": torch.tensor([-1, 3])},
-            ValueError,
-            r"t must lie in 0\.\.10, got -1\.\.3",
-        ),
-        (
-            {"t": torch.tensor([1, 2], device="meta")},
-            ValueError,
-            "t is on meta, the samples on cpu",
-        ),
+        ({"eps": torch.zeros(2, 4)}, ValueError, "eps must have the shape"),
+        ({"t": torch.tensor([1.0, 2.0])}, TypeError, "t must be an int64"),
+        ({"t": torch.tensor([1])}, ValueError, r"t must have shape \[2\]"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(bad, kind, sentence):
+    good = {"x0": X, "t": torch.tensor([1, 2]), "eps": X}
     with pytest.raises(kind, match=f"^{sentence}") as caught:
-        diffuse(**(GOOD | bad), schedule=Schedule.linear(10))
+        diffuse(**(good | bad), schedule=Schedule.linear(10))
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("t", [[-1, 3], [0, 11], [-11, 5]])
+def test_a_step_outside_the_chain_is_refused_without_being_read(t):
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        diffuse(X, torch.tensor(t), X, Schedule.linear(10))
+
+
 @pytest.mark.parametrize("t", [0, -1, 11])
-def test_a_step_outside_the_chain_is_refused(t):
-    x = torch.zeros(3)
+def test_a_single_step_outside_the_chain_is_refused(t):
     with pytest.raises(
-        ValueError, match=rf"^t must lie in 1\.\.10, got {t}$"
+        ValueError, match=rf"^steps must satisfy 1 <= t <= 10, got t = {t}$"
     ):
-        forward_step(x, t, x, Schedule.linear(10))
+        forward_step(X, t, X, Schedule.linear(10))
+
+
+@pytest.mark.usefixtures("plain_errors")
+def test_a_single_step_refuses_noise_of_another_kind():
+    for eps, kind in ((X.double(), ValueError), (X[0], ValueError)):
+        with pytest.raises(kind, match=r"^eps must have the "):
+            forward_step(X, 1, eps, Schedule.linear(10))
 
 
 @pytest.mark.parametrize(("s", "t"), [(-1, 3), (4, 3), (0, 11)])
 def test_a_transition_must_go_forward(s, t):
     with pytest.raises(
         ValueError,
-        match=rf"^s and t must satisfy 0 <= s <= t <= 10, got s = {s}",
+        match=rf"^steps must satisfy 0 <= s <= t <= 10, got s = {s}, t = {t}",
     ):
         transition(Schedule.linear(10), s, t)
 

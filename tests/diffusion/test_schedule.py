@@ -3,8 +3,10 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -15,6 +17,7 @@ from tangled.diffusion.schedule import (
     schedule_named,
     to_index,
 )
+from tangled.workshop.statistics import standard_score
 
 NAMES = ["linear", "scaled_linear", "cosine", "sigmoid"]
 
@@ -81,21 +84,78 @@ def test_every_named_schedule_is_valid_for_every_length(name, T):
     assert (schedule.alpha_bar.diff() < 0).all()
 
 
+def formulas(T):
+    """The four tables of beta_1..beta_T, in plain Python."""
+    share = [(t - 1) / (T - 1) for t in range(1, T + 1)]
+    low, high = 0.00085**0.5, 0.012**0.5
+
+    def f(t):
+        return math.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return {
+        "linear": [1e-4 + (0.02 - 1e-4) * u for u in share],
+        "scaled_linear": [(low + (high - low) * u) ** 2 for u in share],
+        "cosine": [min(1 - f(t) / f(t - 1), 0.999) for t in range(1, T + 1)],
+        "sigmoid": [
+            1e-4 + (0.02 - 1e-4) / (1 + math.exp(6 - 12 * u)) for u in share
+        ],
+    }
+
+
+@pytest.mark.verifies(
+    "eq-linear-schedule", "eq-cosine-schedule", "eq-sigmoid-schedule"
+)
+@pytest.mark.parametrize("T", [2, 37, 1000])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_is_its_formula_in_double_precision(name, T):
+    schedule, beta = schedule_named(name, T), formulas(T)[name]
+    expected = torch.tensor([0.0, *beta], dtype=torch.float64)
+    assert_close(schedule.beta, expected, rtol=1e-12, atol=1e-15)
+    powers = [
+        math.exp(math.fsum(math.log1p(-b) for b in beta[:t]))
+        for t in range(0, T + 1, max(T // 10, 1))
+    ]
+    found = schedule.alpha_bar[:: max(T // 10, 1)]
+    exact = torch.tensor(powers, dtype=torch.float64)
+    assert_close(found, exact, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
-    ("name", "alpha_bar_T", "crossing"),
+    ("make", "beta"),
     [
-        ("linear", 4.03583e-5, 260),
-        ("scaled_linear", 4.66010e-3, 355),
-        ("cosine", 2.42877e-9, 497),
-        ("sigmoid", 3.96818e-5, 440),
+        (Schedule.linear, 1e-4),
+        (Schedule.scaled_linear, 0.00085),
+        (Schedule.cosine, 0.999),
+        (Schedule.sigmoid, 1e-4 + (0.02 - 1e-4) / (1 + math.exp(6))),
     ],
 )
-def test_known_values_at_a_thousand_steps(name, alpha_bar_T, crossing):
-    schedule = schedule_named(name, 1000)
-    assert schedule.alpha_bar[-1].item() == pytest.approx(
-        alpha_bar_T, rel=1e-5
-    )
-    assert int((schedule.snr >= 1).sum()) == crossing
+def test_a_single_step_starts_at_the_lower_end(make, beta):
+    assert make(1).beta.tolist() == pytest.approx([0.0, beta], rel=1e-12)
+
+
+def test_the_ranges_are_arguments():
+    linear = Schedule.linear(3, 0.1, 0.3)
+    assert linear.beta.tolist() == pytest.approx([0, 0.1, 0.2, 0.3])
+    scaled = Schedule.scaled_linear(3, 0.01, 0.09)
+    assert scaled.beta.tolist() == pytest.approx([0, 0.01, 0.04, 0.09])
+    sigmoid = Schedule.sigmoid(3, 0.1, 0.3)
+    assert sigmoid.beta[2].item() == pytest.approx(0.2)
+    assert Schedule.cosine(3, max_beta=0.9).beta[-1] == 0.9
+    bare = Schedule.cosine(4, offset=0.0).alpha_bar[2].item()
+    assert bare == pytest.approx(0.5)  # cos^2 of 45 degrees
+
+
+@pytest.mark.parametrize(
+    ("name", "crossing"),
+    [
+        ("linear", 260),
+        ("scaled_linear", 355),
+        ("cosine", 497),
+        ("sigmoid", 440),
+    ],
+)
+def test_first_step_with_more_noise_than_signal(name, crossing):
+    assert int((schedule_named(name, 1000).snr >= 1).sum()) == crossing
 
 
 def test_known_values_of_the_linear_schedule():
@@ -115,6 +175,70 @@ def test_the_cosine_follows_its_formula_up_to_its_last_step():
     assert_close(schedule.alpha_bar[:-1], (f / f[0])[:-1], rtol=1e-10, atol=0)
     assert (schedule.beta == 0.999).sum() == 1
     assert schedule.alpha_bar[-1] > 1e20 * f[-1]
+
+
+def test_the_cosine_without_its_cap_ends_at_zero_and_is_refused():
+    with pytest.raises(ValueError, match=r"at t = 1000 beta is 1\.0 and"):
+        Schedule.cosine(1000, max_beta=1.0)
+
+
+def test_steps_may_be_a_list_an_array_or_a_tensor():
+    expected = [0.0, 0.1, 0.2]
+    values = expected[1:]
+    for beta in (
+        values,
+        tuple(values),
+        np.array(values),
+        torch.tensor(values),
+    ):
+        schedule = Schedule.from_betas(beta)
+        assert schedule.beta.dtype == torch.float64
+        assert schedule.beta.tolist() == pytest.approx(expected)
+    exact = np.linspace(1e-4, 0.02, 1000)
+    assert_close(
+        Schedule.from_betas(exact).beta,
+        Schedule.linear(1000).beta,
+        rtol=1e-14,
+        atol=0,
+    )
+
+
+@pytest.mark.usefixtures("plain_errors")
+def test_the_number_of_steps_may_be_any_whole_number():
+    for name in NAMES:
+        made = schedule_named(name, np.int64(7))
+        assert torch.equal(made.beta, schedule_named(name, 7).beta)
+
+
+def test_every_table_is_there_before_it_is_asked_for():
+    tables = {"alpha", "alpha_bar", "signal", "noise_std", "snr", "rho"}
+    tables |= {"half_log_snr", "phi"}
+    assert tables <= vars(Schedule.linear(10)).keys()
+
+
+@pytest.mark.verifies("eq-resolution-shift")
+@given(betas, st.floats(0.1, 10))
+def test_a_shift_multiplies_the_ratio_and_can_be_undone(beta, b):
+    schedule = Schedule.from_betas(beta.clamp(1e-4, 0.5))
+    moved = schedule.shifted(b)
+    assert_close(
+        moved.half_log_snr[1:] - schedule.half_log_snr[1:],
+        torch.full_like(beta, math.log(b)),
+        rtol=0,
+        atol=1e-9,
+    )
+    back = moved.shifted(1 / b)
+    assert_close(back.alpha_bar, schedule.alpha_bar, rtol=1e-9, atol=0)
+
+
+@pytest.mark.verifies("eq-resolution-shift")
+@pytest.mark.parametrize("s", [2, 3])
+def test_averaged_noise_is_white_with_a_variance_of_one_over_s_squared(s):
+    draw = torch.Generator().manual_seed(0)
+    eps = torch.randn(1, 90, 90, generator=draw, dtype=torch.float64)
+    small = F.avg_pool2d(eps, s).flatten()
+    assert abs(standard_score(small**2, s**-2, 2**0.5 / s**2)) < 5
+    assert abs(standard_score(small[1:] * small[:-1], 0.0, s**-2)) < 5
 
 
 def test_a_schedule_does_not_change():
@@ -146,75 +270,24 @@ def test_tables_follow_the_schedule_to_the_gpu():
 
 
 @pytest.mark.usefixtures("plain_errors")
-@pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf])
-def test_beta_outside_the_unit_interval_is_refused(bad):
-    beta = torch.tensor([0.1, bad, 0.2], dtype=torch.float64)
-    with pytest.raises(
-        ValueError,
-        match=r"^beta must lie strictly between 0 and 1, but beta\[2\]",
-    ):
-        Schedule.from_betas(beta)
-
-
-STEPS, TABLES = Schedule.from_betas, Schedule
+@pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, 1.5, math.nan, 1e-17])
+def test_a_bad_step_is_refused_by_its_number(bad):
+    with pytest.raises(ValueError, match=r"^beta must be .* at t = 2 beta"):
+        Schedule.from_betas([0.1, bad, 0.2])
 
 
 @pytest.mark.usefixtures("plain_errors")
 @pytest.mark.parametrize(
-    ("make", "beta", "kind", "sentence"),
+    ("make", "beta"),
     [
-        (
-            STEPS,
-            torch.tensor([1, 2]),
-            TypeError,
-            "beta must be a floating tensor, got torch.int64",
-        ),
-        (
-            STEPS,
-            [0.1, 0.2],
-            TypeError,
-            "beta must be a floating tensor, got list",
-        ),
-        (
-            STEPS,
-            torch.empty(0),
-            ValueError,
-            r"beta must have shape \[T\] with T at least 1, got \[0\]",
-        ),
-        (
-            STEPS,
-            torch.full((2, 2), 0.1),
-            ValueError,
-            r"beta must have shape \[T\] .*, got \[2, 2\]",
-        ),
-        (
-            TABLES,
-            torch.tensor([0.0, 0.1]),
-            TypeError,
-            "beta must be a float64 tensor, got torch.float32",
-        ),
-        (
-            TABLES,
-            None,
-            TypeError,
-            "beta must be a float64 tensor, got NoneType",
-        ),
-        (
-            TABLES,
-            torch.tensor([0.0]).double(),
-            ValueError,
-            r"beta must be a table \[T\+1\] with T at least 1, got shape \[1\]",
-        ),
-        (
-            TABLES,
-            torch.tensor([0.1, 0.1]).double(),
-            ValueError,
-            r"beta\[0\] belongs to the data and must be 0, got 0.1.*",
-        ),
+        (Schedule.from_betas, []),
+        (Schedule.from_betas, [[0.1, 0.2]]),
+        (Schedule, torch.tensor([0.0, 0.1])),
+        (Schedule, None),
     ],
 )
-def test_tables_of_the_wrong_kind_are_refused(make, beta, kind, sentence):
-    with pytest.raises(kind, match=f"^{sentence}$"):
+def test_tables_of_the_wrong_kind_are_refused(make, beta):
+    with pytest.raises(TypeError, match=r"^beta must be a float64 table"):
         make(beta)
 
 
@@ -222,9 +295,8 @@ def test_tables_of_the_wrong_kind_are_refused(make, beta, kind, sentence):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("T", [0, -3, 10.0])
 def test_fewer_than_one_step_is_refused(name, T):
-    with pytest.raises(
-        ValueError, match=f"^T must be a whole number, at least 1, got {T}$"
-    ):
+    kind = TypeError if T == 10.0 else ValueError
+    with pytest.raises(kind, match=f"^steps must .*got T = {T}$"):
         schedule_named(name, T)
 
 
@@ -239,13 +311,37 @@ def test_an_unknown_schedule_is_refused_with_the_known_names():
 def test_index_of_a_step():
     assert to_index(1) == 0
     assert to_index(torch.tensor([1, 1000])).tolist() == [0, 999]
+    assert to_index(torch.tensor(4)).item() == 3
+    assert to_index(torch.tensor([[1, 2], [3, 4]])).tolist() == [
+        [0, 1],
+        [2, 3],
+    ]
     assert to_index(torch.empty(0, dtype=torch.int64)).shape == (0,)
 
 
-@pytest.mark.parametrize("t", [0, -1, torch.tensor([3, 0])])
+@pytest.mark.parametrize(
+    "t",
+    [0, -1, *map(torch.tensor, (0, [3, 0], [0, 3], [[1, 2], [0, 4]]))],
+)
 def test_the_data_end_has_no_index(t):
     with pytest.raises(ValueError, match=r"^t must be at least 1, got "):
         to_index(t)
+
+
+@pytest.mark.usefixtures("plain_errors")
+@pytest.mark.parametrize(
+    ("t", "kind", "sentence"),
+    [
+        ([1, 2], TypeError, "^t must be an int64 tensor, got list"),
+        (torch.tensor([1.0, 2.0]), TypeError, "^t must be an int64 tensor"),
+        (torch.tensor([1]), ValueError, r"^t must have shape \[2\]"),
+        (torch.tensor([1, 11]), RuntimeError, "index 11 is out of bounds"),
+        (torch.tensor([-1, 1]), RuntimeError, "index -1 is out of bounds"),
+    ],
+)
+def test_entries_of_wrong_steps_are_refused(t, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        per_sample(Schedule.linear(10).signal, t, torch.zeros(2, 3))
 
 
 @given(st.integers(1, 5), st.sampled_from([(), (3,), (2, 4), (1, 2, 2, 2)]))
