@@ -90,10 +90,12 @@ def test_samples_after_noise_follow_the_diffused_mixture(signal):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_draw_is_a_part_plus_its_deviation_times_noise(dtype):
     parts = mixture(dtype=dtype)
-    x = parts.sample(7, torch.Generator().manual_seed(1))
+    n = 100_000  # so many that some noise is beyond 4 deviations
+    x = parts.sample(n, torch.Generator().manual_seed(1))
     again = torch.Generator().manual_seed(1)
-    j = torch.multinomial(parts.weights, 7, True, generator=again)
-    xi = torch.randn(7, 2, generator=again, dtype=dtype)
+    j = torch.multinomial(parts.weights, n, True, generator=again)
+    xi = torch.randn(n, 2, generator=again, dtype=dtype)
+    assert (xi.abs() > 4).any()
     assert x.dtype == dtype
     assert_close(x, parts.means[j] + parts.stds[j, None] * xi, rtol=0, atol=0)
 

@@ -254,7 +254,9 @@ def check_gap(bound: Callable[..., Tensor]) -> None:
 def test_the_gap_is_the_divergence_from_the_posterior():
     check_gap(linear_bound)
     lazy = linear_bound(torch.tensor(23.0), 20.0, 4.0, 1.0, 1.0)
+    evidence = -log_normal(torch.tensor(23.0), 20.0, 5.0)
     assert abs(lazy - 7.41894) < 1e-5  # the thermometer, by hand
+    assert abs(evidence - 2.62366) < 1e-5
 
 
 def backwards(y, q_mean, q_var, c, r):
