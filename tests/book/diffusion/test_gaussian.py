@@ -113,7 +113,7 @@ def check_denoiser(candidate: Callable[..., Tensor]) -> None:
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
 
 
-def test_the_noisy_mixture_and_its_denoiser_by_brute_force():
+def test_noisy_mixture_by_brute_force():
     check_denoiser(GaussianMixture.denoised)
 
 
@@ -413,7 +413,7 @@ def check_chain(condition: Callable[..., tuple[Tensor, Tensor]]) -> None:
     torch.testing.assert_close(total, steps, rtol=1e-11, atol=0)
 
 
-def test_evidence_times_posterior_is_the_product_of_the_steps():
+def test_evidence_times_posterior_is_the_joint():
     check_chain(LinearGaussianChain.condition)
 
 
