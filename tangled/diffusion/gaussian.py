@@ -1,4 +1,4 @@
-"""Gaussian laws: densities, posteriors, divergences, and a chain solved exactly.
+"""Gaussian distributions: densities, posteriors, divergences, and a chain solved exactly.
 
 Tangled from book/diffusion/gaussian.md.
 """
@@ -19,25 +19,16 @@ __all__ = [
 ]
 
 
-def _as_tensor(value: Tensor | float) -> Tensor:
-    """Return a number as a 0-dimensional tensor, which follows the others.
-
-    A tensor without dimensions changes neither the dtype nor the device of
-    what it is combined with.
-    """
-    if isinstance(value, Tensor):
-        return value
-    return torch.tensor(value, dtype=torch.float64)
+def _check_variance(name: str, value: Tensor | float, zero=False) -> None:
+    """Refuse a number that is no variance; of a tensor nothing is read."""
+    if isinstance(value, Tensor) or value > 0 or (zero and value == 0):
+        return
+    bound = "must not be negative" if zero else "must be positive"
+    raise ValueError(f"{name} {bound}, got {value}")
 
 
-def _checked_variance(name: str, value: Tensor | float) -> Tensor:
-    """Return the variance as a tensor if all its entries are positive."""
-    variance = _as_tensor(value)
-    if not (variance > 0).all():  # true for NaN as well
-        raise ValueError(
-            f"{name} must be positive, got {variance.min().item()}"
-        )
-    return variance
+def _log(value: Tensor | float) -> Tensor | float:
+    return value.log() if isinstance(value, Tensor) else math.log(value)
 
 
 def log_normal(
@@ -47,18 +38,17 @@ def log_normal(
 ) -> Float[Tensor, "..."]:
     """Return the log density of N(mean, variance) at x, elementwise.
 
-    In nats, and not summed: the arguments broadcast, and each entry of the
-    result is a density in one dimension. Sum over the coordinates of a sample
-    for the density of independent coordinates.
+    In nats, and not summed; the arguments broadcast. Sum over the coordinates
+    of a sample for the density of independent coordinates.
 
     Raises:
-        ValueError: if a variance is not positive.
+        ValueError: if the variance is a number and not positive.
 
     Implements eq-log-normal (book/diffusion/gaussian.md).
     """
-    variance = _checked_variance("variance", variance)
+    _check_variance("variance", variance)
     square = (x - mean) ** 2 / variance
-    return -(square + variance.log() + math.log(2 * math.pi)) / 2
+    return -(square + _log(variance) + math.log(2 * math.pi)) / 2
 
 
 def linear_gaussian_posterior(
@@ -75,21 +65,20 @@ def linear_gaussian_posterior(
     then u, or the reading, is exact.
 
     Raises:
-        ValueError: if a variance is negative, or y tells its own variance 0.
+        ValueError: if a number is a negative variance, or if numbers give y
+            the variance 0. Tensors with such entries give NaN.
 
     Implements lem-linear-gaussian-bayes (book/diffusion/gaussian.md).
     """
-    v, r = _as_tensor(prior_var), _as_tensor(noise_var)
-    for name, variance in (("prior_var", v), ("noise_var", r)):
-        if not (variance >= 0).all():
-            raise ValueError(
-                f"{name} must not be negative, got {variance.min().item()}"
-            )
-    total = scale**2 * v + r  # the variance of y
-    if not (total > 0).all():
-        raise ValueError("scale**2 * prior_var + noise_var must be positive")
-    mean = (r * prior_mean + scale * v * y) / total
-    return mean, v * r / total
+    _check_variance("prior_var", prior_var, zero=True)
+    _check_variance("noise_var", noise_var, zero=True)
+    total = scale**2 * prior_var + noise_var  # the variance of y
+    _check_variance("scale**2 * prior_var + noise_var", total)
+    mean = (noise_var * prior_mean + scale * prior_var * y) / total
+    variance = prior_var * noise_var / total
+    return mean, torch.as_tensor(
+        variance, dtype=mean.dtype, device=mean.device
+    )
 
 
 def gaussian_kl(
@@ -97,33 +86,22 @@ def gaussian_kl(
     var1: Float[Tensor, "..."] | float,
     mean2: Float[Tensor, "..."] | float,
     var2: Float[Tensor, "..."] | float,
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, "..."] | float:
     """Return KL(N(mean1, var1) || N(mean2, var2)), elementwise.
 
-    In nats, and not summed: the arguments broadcast, and each entry of the
-    result is a divergence in one dimension. The divergence of two laws with
-    diagonal covariance is the sum over the coordinates.
+    In nats, and not summed; the arguments broadcast, and numbers alone give a
+    number. The divergence of two distributions with diagonal covariance is
+    the sum over the coordinates.
 
     Raises:
-        ValueError: if a variance is not positive.
+        ValueError: if a variance is a number and not positive.
 
     Implements eq-gaussian-kl-diagonal (book/diffusion/gaussian.md).
     """
-    var1 = _checked_variance("var1", var1)
-    var2 = _checked_variance("var2", var2)
-    gap = _as_tensor(mean2) - mean1
+    _check_variance("var1", var1)
+    _check_variance("var2", var2)
     ratio = var1 / var2
-    return (ratio + gap**2 / var2 - 1 - ratio.log()) / 2
-
-
-def _cholesky(
-    name: str, cov: Float[Tensor, "*batch D D"]
-) -> Float[Tensor, "*batch D D"]:
-    """Return the lower triangular root of a covariance matrix."""
-    root, info = torch.linalg.cholesky_ex(cov)
-    if info.any() or not torch.allclose(cov, cov.mT):
-        raise ValueError(f"{name} must be symmetric and positive definite")
-    return root
+    return (ratio + (mean2 - mean1) ** 2 / var2 - 1 - _log(ratio)) / 2
 
 
 def multivariate_kl(
@@ -132,37 +110,42 @@ def multivariate_kl(
     mean2: Float[Tensor, "*batch D"],
     cov2: Float[Tensor, "*batch D D"],
 ) -> Float[Tensor, "*batch"]:
-    """Return KL(N(mean1, cov1) || N(mean2, cov2)) in nats, one per law.
+    """Return KL(N(mean1, cov1) || N(mean2, cov2)) in nats, one per pair.
 
     Raises:
         ValueError: if a covariance is not symmetric and positive definite.
 
     Implements prop-gaussian-kl (book/diffusion/gaussian.md).
     """
-    root1, root2 = _cholesky("cov1", cov1), _cholesky("cov2", cov2)
-    gap = (mean2 - mean1)[..., None]
-    both = torch.cat([root1, gap], dim=-1)
-    white = torch.linalg.solve_triangular(root2, both, upper=False)
-    logs = [root.diagonal(dim1=-2, dim2=-1).log() for root in (root1, root2)]
+    roots = []
+    for name, cov in (("cov1", cov1), ("cov2", cov2)):
+        root, info = torch.linalg.cholesky_ex(cov)
+        if info.any() or not torch.allclose(cov, cov.mT):
+            raise ValueError(
+                f"{name} must be symmetric and positive definite"
+            )
+        roots.append(root)
+    both = torch.cat([roots[0], (mean2 - mean1)[..., None]], dim=-1)
+    white = torch.linalg.solve_triangular(roots[1], both, upper=False)
+    logs = [root.diagonal(dim1=-2, dim2=-1).log().sum(-1) for root in roots]
     trace_and_square = white.square().sum((-2, -1))
-    log_dets = 2 * (logs[1] - logs[0]).sum(-1)
-    return (trace_and_square - mean1.shape[-1] + log_dets) / 2
+    return (trace_and_square - mean1.shape[-1]) / 2 + logs[1] - logs[0]
 
 
 @dataclass(frozen=True, eq=False)
 class LinearGaussianChain:
-    """The model x_T ~ N(0, 1), x_{t-1} | x_t ~ N(k_t x_t + c_t, s_t^2).
+    """The model x_T ~ N(0, 1), x_{t-1} | x_t ~ N(c_t x_t + b_t, r_t).
 
     One dimension, T steps, and everything about it is exact. The tables have
     one entry for t = 0..T; entry 0 is not used.
 
     Args:
-        slope: the factors k_t, float64 [T+1].
-        shift: the shifts c_t, float64 [T+1].
-        std: the standard deviations s_t, float64 [T+1], positive for t >= 1.
+        slope: the factors c_t, float64 [T+1].
+        shift: the shifts b_t, float64 [T+1].
+        std: the roots of r_t, float64 [T+1], positive for t >= 1.
 
     Raises:
-        ValueError: if the tables differ in length, or are not such tables.
+        ValueError: if the tables are not such.
 
     Implements def-linear-gaussian-chain (book/diffusion/gaussian.md).
     """
@@ -172,15 +155,15 @@ class LinearGaussianChain:
     std: Float64[Tensor, "T_plus_1"]
 
     def __post_init__(self) -> None:
-        for name in ("slope", "shift", "std"):
-            table = getattr(self, name)
-            if table.dtype != torch.float64 or table.ndim != 1:
-                raise ValueError(f"{name} must be a float64 table [T+1]")
-            if len(table) < 2 or len(table) != len(self.slope):
+        for name, table in vars(self).items():
+            size = list(table.shape)
+            if table.dtype != torch.float64 or size != [len(self.slope)]:
                 raise ValueError(
-                    "the tables must have equal length T+1 with T at least "
-                    f"1, but {name} has {len(table)} entries"
+                    f"{name} must be a float64 table [T+1], all of one "
+                    f"length, got {table.dtype} {size}"
                 )
+        if len(self.slope) < 2:
+            raise ValueError("the tables must have T+1 entries, T at least 1")
         if not (self.std[1:] > 0).all():
             raise ValueError("std must be positive for t = 1..T")
 
@@ -203,11 +186,12 @@ class LinearGaussianChain:
         covariance = self.slope.new_zeros(T + 1, T + 1)
         covariance[T, T] = 1.0
         for t in range(T, 0, -1):
-            k = self.slope[t]
-            mean[t - 1] = k * mean[t] + self.shift[t]
-            with_later = k * covariance[t, t:]
-            covariance[t - 1, t:] = covariance[t:, t - 1] = with_later
-            covariance[t - 1, t - 1] = k * with_later[0] + self.std[t] ** 2
+            mean[t - 1] = self.slope[t] * mean[t] + self.shift[t]
+            row = self.slope[t] * covariance[t, t:]
+            covariance[t - 1, t:] = covariance[t:, t - 1] = row
+            covariance[t - 1, t - 1] = (
+                self.slope[t] * row[0] + self.std[t] ** 2
+            )
         return mean, covariance
 
     def log_prob(self, x0: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:

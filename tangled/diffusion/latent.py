@@ -3,11 +3,11 @@
 Tangled from book/diffusion/gaussian.md.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from tangled.diffusion.gaussian import gaussian_kl, log_normal
 
 __all__ = ["VAE", "negative_elbo"]
 
@@ -31,7 +31,7 @@ class VAE(nn.Module):
 
     Args:
         dim: data dimension D.
-        latent_dim: dimension d of the latent z.
+        latent_dim: dimension of the latent z.
         hidden: width of the two hidden layers on either side.
         std: where the standard deviation of the decoder starts.
 
@@ -56,42 +56,30 @@ class VAE(nn.Module):
 
     def encode(
         self, x: Float[Tensor, "B D"]
-    ) -> tuple[Float[Tensor, "B d"], Float[Tensor, "B d"]]:
-        """Return mean and variance of q(z | x)."""
+    ) -> tuple[Float[Tensor, "B d_z"], Float[Tensor, "B d_z"]]:
+        """Return mean and log variance of q(z | x)."""
         mean, log_var = self.encoder(x).chunk(2, dim=-1)
-        return mean, log_var.exp()
+        return mean, log_var
 
     def decode(
-        self, z: Float[Tensor, "B d"]
+        self, z: Float[Tensor, "B d_z"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, ""]]:
-        """Return mean and variance of p(x | z)."""
-        return self.decoder(z), (2 * self.log_std).exp()
+        """Return mean and log variance of p(x | z)."""
+        return self.decoder(z), 2 * self.log_std
 
     @torch.no_grad()
     def sample(
         self, n: int, generator: torch.Generator | None = None
     ) -> Float[Tensor, "n D"]:
         """Return n draws: a latent, its mean, and the noise of p(x | z)."""
-        like = self.log_std
-        z = torch.randn(
-            n,
-            self.latent_dim,
-            generator=generator,
-            dtype=like.dtype,
-            device=like.device,
-        )
-        mean, variance = self.decode(z)
-        xi = torch.randn(
-            mean.shape,
-            generator=generator,
-            dtype=like.dtype,
-            device=like.device,
-        )
-        return mean + variance.sqrt() * xi
+        z = self.log_std.new_empty(n, self.latent_dim)
+        mean, log_var = self.decode(z.normal_(generator=generator))
+        xi = torch.empty_like(mean).normal_(generator=generator)
+        return mean + (log_var / 2).exp() * xi
 
 
 def negative_elbo(
-    vae: VAE, x: Float[Tensor, "B D"], eps: Float[Tensor, "B d"]
+    vae: VAE, x: Float[Tensor, "B D"], eps: Float[Tensor, "B d_z"]
 ) -> Float[Tensor, "B"]:
     """Return the negative ELBO of each sample, with one latent each.
 
@@ -108,8 +96,9 @@ def negative_elbo(
             f"eps must have shape {[len(x), vae.latent_dim]}, one latent for "
             f"each sample, got {list(eps.shape)}"
         )
-    mean, variance = vae.encode(x)
-    z = mean + variance.sqrt() * eps
-    reconstruction = -log_normal(x, *vae.decode(z)).sum(1)
-    prior = gaussian_kl(mean, variance, 0.0, 1.0).sum(1)
-    return reconstruction + prior
+    mean, log_var = vae.encode(x)
+    decoded, log_r = vae.decode(mean + (log_var / 2).exp() * eps)
+    square = (x - decoded) ** 2 / log_r.exp()
+    reconstruction = (square + log_r + math.log(2 * math.pi)).sum(1) / 2
+    price = (log_var.exp() + mean**2 - 1 - log_var).sum(1) / 2
+    return reconstruction + price

@@ -16,15 +16,15 @@ __all__ = ["GaussianMixture", "energy_distance"]
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """The law with density sum_k w_k N(x; m_k, s_k^2 I), K parts in [D].
+    """The distribution with density sum_j w_j N(x; m_j, s_j^2 I).
 
-    A part with standard deviation 0 is a point. Such a law can be sampled,
-    diffused and denoised, but it has no density.
+    A part with standard deviation 0 is a point. Such a mixture can be
+    sampled, diffused and denoised, but it has no density.
 
     Args:
-        weights: [K], positive, of sum 1.
-        means: [K, D].
-        stds: standard deviations [K], not negative.
+        weights: [J], positive, of sum 1.
+        means: [J, D].
+        stds: standard deviations [J], not negative.
 
     Raises:
         ValueError: if shapes, weights or deviations are not such.
@@ -32,31 +32,29 @@ class GaussianMixture:
     Implements def-gaussian-mixture (book/diffusion/gaussian.md).
     """
 
-    weights: Float[Tensor, "K"]
-    means: Float[Tensor, "K D"]
-    stds: Float[Tensor, "K"]
+    weights: Float[Tensor, "J"]
+    means: Float[Tensor, "J D"]
+    stds: Float[Tensor, "J"]
 
     def __post_init__(self) -> None:
-        K = len(self.weights)
-        if self.means.ndim != 2 or len(self.means) != K:
+        weights, means, stds = self.weights, self.means, self.stds
+        if means.ndim != 2 or not (
+            weights.shape == stds.shape == means.shape[:1]
+        ):
             raise ValueError(
-                f"means must have shape [{K}, D], one row for each weight, "
-                f"got {list(self.means.shape)}"
+                "weights, means, stds must be [J], [J, D], [J], got "
+                f"{[list(t.shape) for t in (weights, means, stds)]}"
             )
-        if self.stds.shape != (K,):
-            raise ValueError(
-                f"stds must have shape [{K}], got {list(self.stds.shape)}"
-            )
-        total = self.weights.sum().item()
-        if not (self.weights > 0).all() or abs(total - 1) > 1e-6:
+        total = weights.double().sum().item()
+        if not (weights > 0).all() or abs(total - 1) > 1e-6:
             raise ValueError(
                 f"weights must be positive with sum 1, got sum {total}"
             )
-        if not (self.stds >= 0).all():
+        if not (stds >= 0).all():
             raise ValueError("stds must not be negative")
 
-    def _log_parts(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        """Return ln(w_k N(x; m_k, s_k^2 I)), in the dtype of x."""
+    def _log_parts(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B J"]:
+        """Return ln(w_j N(x; m_j, s_j^2 I)), in the dtype of x."""
         if not (self.stds > 0).all():
             raise ValueError("stds must be positive for a density")
         means, variances = self.means.to(x), self.stds.to(x) ** 2
@@ -69,7 +67,7 @@ class GaussianMixture:
 
     def responsibilities(
         self, x: Float[Tensor, "B D"]
-    ) -> Float[Tensor, "B K"]:
+    ) -> Float[Tensor, "B J"]:
         """Return the probability of each part, given x."""
         return self._log_parts(x).softmax(-1)
 
@@ -77,17 +75,11 @@ class GaussianMixture:
         self, n: int, generator: torch.Generator | None = None
     ) -> Float[Tensor, "n D"]:
         """Return n independent draws, in the dtype of the means."""
-        k = torch.multinomial(
+        j = torch.multinomial(
             self.weights, n, replacement=True, generator=generator
         )
-        xi = torch.randn(
-            n,
-            self.means.shape[1],
-            generator=generator,
-            dtype=self.means.dtype,
-            device=self.means.device,
-        )
-        return self.means[k] + self.stds[k, None] * xi
+        xi = torch.empty_like(self.means[j]).normal_(generator=generator)
+        return self.means[j] + self.stds[j, None] * xi
 
     def score(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return the gradient of the log density at each x.
@@ -102,7 +94,7 @@ class GaussianMixture:
         signal: Float[Tensor, ""] | float,
         noise_std: Float[Tensor, ""] | float,
     ) -> "GaussianMixture":
-        """Return the law of signal x_0 + noise_std eps, x_0 from this law.
+        """Return the mixture of signal x_0 + noise_std eps.
 
         Implements eq-mixture-diffused (book/diffusion/gaussian.md).
         """
@@ -129,26 +121,13 @@ class GaussianMixture:
         return (share[..., None] * of_part).sum(1)
 
 
-def _mean_distance(
-    x: Float[Tensor, "N D"], y: Float[Tensor, "M D"]
-) -> Float[Tensor, ""]:
-    """Return the mean Euclidean distance of all pairs, 1024 rows at a time."""
-    # The faster way, by a matrix product, loses the digits of close pairs.
-    exact = "donot_use_mm_for_euclid_dist"
-    rows = [
-        torch.cdist(part, y, compute_mode=exact).sum()
-        for part in x.split(1024)
-    ]
-    return torch.stack(rows).sum() / (len(x) * len(y))
-
-
 def energy_distance(
     x: Float[Tensor, "N D"], y: Float[Tensor, "M D"]
 ) -> float:
     """Return 2 E|x - y| - E|x - x'| - E|y - y'| of two samples.
 
     The means run over all pairs, a point with itself included: the result is
-    never negative, and above 0 even for two samples of one law.
+    never negative, and above 0 even for two samples of one distribution.
 
     Raises:
         ValueError: if a sample is empty or the dimensions differ.
@@ -162,5 +141,15 @@ def energy_distance(
             "x and y must be samples [N, D] and [M, D], not empty, "
             f"got {list(x.shape)} and {list(y.shape)}"
         )
-    within = _mean_distance(x, x) + _mean_distance(y, y)
-    return (2 * _mean_distance(x, y) - within).item()
+
+    def mean_distance(a: Tensor, b: Tensor) -> Tensor:
+        # The faster way, by a matrix product, loses digits of close pairs.
+        exact = "donot_use_mm_for_euclid_dist"
+        rows = [
+            torch.cdist(part, b, compute_mode=exact).sum()
+            for part in a.split(1024)
+        ]
+        return torch.stack(rows).sum() / (len(a) * len(b))
+
+    within = mean_distance(x, x) + mean_distance(y, y)
+    return (2 * mean_distance(x, y) - within).item()
