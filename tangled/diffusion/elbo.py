@@ -364,11 +364,8 @@ def vlb(
 
     Implements thm-vlb-decomposition (book/diffusion/elbo.md).
     """
-    options = {"chunk": chunk, "grad": grad}
-    terms = bound_terms(
-        model, x0, schedule, sigma, levels, generator, **options
-    )
-    return terms.sum(1)
+    data = model, x0, schedule, sigma, levels, generator
+    return bound_terms(*data, chunk=chunk, grad=grad).sum(1)
 
 
 def bits_per_dim(nats: Float[Tensor, "*B"], dim: int) -> Float[Tensor, "*B"]:
