@@ -40,7 +40,7 @@ class PosteriorTable(NamedTuple):
     """The coefficients of q(x_{t-1} | x_t, x_0), one entry for t = 0..T.
 
     Entry 1 is exactly (1, 0, 0): given x_0, nothing is uncertain. Entry 0 has
-    no meaning and is 0.
+    no meaning and is NaN.
     """
 
     from_data: Table
@@ -57,8 +57,9 @@ def posterior_table(schedule: Schedule) -> PosteriorTable:
     from_data = signal[:-1] * beta / noise[1:]
     from_noisy = alpha.sqrt() * noise[:-1] / noise[1:]
     variance = noise[:-1] / noise[1:] * beta
+    none = torch.full_like(alpha[:1], torch.nan)  # no step ends at t = -1
     rows = (from_data, from_noisy, variance)
-    return PosteriorTable(*(torch.cat([r.new_zeros(1), r]) for r in rows))
+    return PosteriorTable(*(torch.cat([none, row]) for row in rows))
 
 
 def posterior_var(schedule: Schedule) -> Table:
@@ -70,12 +71,63 @@ def posterior_var(schedule: Schedule) -> Table:
     return posterior_table(schedule).variance
 
 
+# Guesses x_0 [B, *dims] from x_t [B, *dims] and t [B].
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
 def _check_steps(t: Int64[Tensor, "B"], lowest: int, T: int) -> None:
     """Raise unless all t lie in lowest..T; on a GPU they are not read."""
     if t.device.type == "cpu" and ((t < lowest) | (t > T)).any():
         raise ValueError(
             f"t must lie in {lowest}..{T}, got {int(t.min())}..{int(t.max())}"
         )
+
+
+def _check_guess(x0_hat: Tensor, xt: Tensor) -> None:
+    """Raise unless the guess has the shape of xt."""
+    if x0_hat.shape != xt.shape:
+        raise ValueError(
+            f"model must return the shape of xt, {list(xt.shape)}, "
+            f"got {list(x0_hat.shape)}"
+        )
+
+
+def _check_sigma(sigma: Table, T: int) -> None:
+    """Raise unless sigma is a table [T+1], positive from t = 2 on.
+
+    sigma[1] belongs to the decoder and may be 0. On a GPU the values are not
+    read.
+    """
+    if sigma.shape != (T + 1,):
+        raise ValueError(
+            f"sigma must have shape [{T + 1}], got {list(sigma.shape)}"
+        )
+    right = torch.cat([sigma[1:2] >= 0, sigma[2:] > 0])  # false for NaN
+    if sigma.device.type == "cpu" and not right.all():
+        raise ValueError("sigma must be positive from t = 2 on")
+
+
+def _check_levels(place: Float[Tensor, "..."], levels: int) -> None:
+    """Raise unless every place is a whole number in 0..levels - 1."""
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}")
+    near = (place - place.round().clamp(0, levels - 1)).abs() < 0.01
+    if place.device.type == "cpu" and not near.all():  # NaN is not near
+        x0 = place[~near][0].item() * 2 / (levels - 1) - 1
+        raise ValueError(
+            f"x0 must lie on {levels} equal levels from -1 to 1, got {x0:.6g}"
+        )
+
+
+def _rows(x: Float[Tensor, "B *dims"]) -> Float[Tensor, "B D"]:
+    """Return the samples as rows."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def _excess(ratio: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return (ratio - 1 - ln ratio) / 2 without loss near ratio = 1."""
+    off = ratio - 1
+    return (off - off.log1p()) / 2
 
 
 def posterior_mean(
@@ -122,19 +174,6 @@ def posterior(
     return mean, per_sample(posterior_var(schedule), t, mean)
 
 
-# Guesses x_0 [B, *dims] from x_t [B, *dims] and t [B].
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-
-
-def _check_guess(x0_hat: Tensor, xt: Tensor) -> None:
-    """Raise unless the guess has the shape of xt."""
-    if x0_hat.shape != xt.shape:
-        raise ValueError(
-            f"model must return the shape of xt, {list(xt.shape)}, "
-            f"got {list(x0_hat.shape)}"
-        )
-
-
 def reverse_mean(
     model: Denoiser,
     xt: Float[Tensor, "B *dims"],
@@ -154,32 +193,6 @@ def reverse_mean(
     x0_hat = model(xt, t)
     _check_guess(x0_hat, xt)
     return posterior_mean(x0_hat, xt, t, schedule)
-
-
-def _check_sigma(sigma: Table, T: int) -> None:
-    """Raise unless sigma is a table [T+1], positive from t = 2 on.
-
-    sigma[1] belongs to the decoder and may be 0. On a GPU the values are not
-    read.
-    """
-    if sigma.shape != (T + 1,):
-        raise ValueError(
-            f"sigma must have shape [{T + 1}], got {list(sigma.shape)}"
-        )
-    right = torch.cat([sigma[1:2] >= 0, sigma[2:] > 0])  # false for NaN
-    if sigma.device.type == "cpu" and not right.all():
-        raise ValueError("sigma must be positive from t = 2 on")
-
-
-def _rows(x: Float[Tensor, "B *dims"]) -> Float[Tensor, "B D"]:
-    """Return the samples as rows."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))
-
-
-def _excess(ratio: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return (ratio - 1 - ln ratio) / 2 without loss near ratio = 1."""
-    off = ratio - 1
-    return (off - off.log1p()) / 2
 
 
 def kl_terms(
@@ -221,18 +234,6 @@ def kl_terms(
         _check_guess(x0_hat, xt)
         error = (slope * (x0 - x0_hat) / std) ** 2 / 2
         return _rows(error + excess).sum(1)
-
-
-def _check_levels(place: Float[Tensor, "..."], levels: int) -> None:
-    """Raise unless every place is a whole number in 0..levels - 1."""
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
-    near = (place - place.round().clamp(0, levels - 1)).abs() < 0.01
-    if place.device.type == "cpu" and not near.all():  # NaN is not near
-        x0 = place[~near][0].item() * 2 / (levels - 1) - 1
-        raise ValueError(
-            f"x0 must lie on {levels} equal levels from -1 to 1, got {x0:.6g}"
-        )
 
 
 def discretised_log_prob(
