@@ -684,3 +684,11 @@ def test_nothing_is_read_from_an_accelerator():
     assert posterior(x, x, t, schedule)[0].is_meta
     assert kl_terms(zeros, x, t, x, schedule, sigma).is_meta
     assert discretised_log_prob(x, x, 0.1).is_meta
+
+
+@pytest.mark.verifies("eq-log-difference")
+def test_both_tails_are_equally_exact_in_single_precision():
+    x, mean = grid(256).float(), torch.linspace(-1.2, 1.2, 256).flip(0)
+    for std in (0.02, 0.1, 0.5):
+        found = discretised_log_prob(x, mean, std)
+        assert torch.equal(found, discretised_log_prob(-x, -mean, std))
