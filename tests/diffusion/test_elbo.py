@@ -9,20 +9,31 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tangled.diffusion.elbo import (
+    ancestral_sample,
     bits_per_dim,
     bound_terms,
     decoder_term,
     discretised_log_prob,
+    empirical_denoiser,
     kl_terms,
     posterior,
     posterior_mean,
+    posterior_table,
     posterior_var,
     reverse_mean,
     vlb,
 )
 from tangled.diffusion.forward import diffuse, prior_term, transition
-from tangled.diffusion.gaussian import linear_gaussian_posterior
+from tangled.diffusion.gaussian import (
+    LinearGaussianChain,
+    gaussian_kl,
+    linear_gaussian_posterior,
+    log_normal,
+    multivariate_kl,
+)
+from tangled.diffusion.mixture import GaussianMixture
 from tangled.diffusion.schedule import Schedule
+from tangled.workshop.statistics import standard_score
 
 betas = st.lists(st.floats(1e-4, 0.9), min_size=1, max_size=12).map(
     lambda values: torch.tensor(values, dtype=torch.float64)
@@ -194,15 +205,26 @@ def test_gradients_reach_the_model_through_every_term():
     schedule = Schedule.linear(4, 0.05, 0.4)
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     x0 = grid(256)[torch.tensor([[0, 100, 255]])]  # both open ends
-    terms = bound_terms(
-        lambda xt, t: scale * xt, x0, schedule, schedule.beta.sqrt()
-    )
+    sigma, draw = schedule.beta.sqrt(), torch.Generator()
+
+    def terms_at(value, grad):
+        draw.manual_seed(3)
+        return bound_terms(
+            lambda xt, t: value * xt,
+            x0,
+            schedule,
+            sigma,
+            generator=draw,
+            grad=grad,
+        )[0]
+
+    terms = terms_at(scale, grad=True)
+    assert not terms_at(scale, grad=False).requires_grad
+    step = 1e-6
+    change = terms_at(1 + step, grad=False) - terms_at(1 - step, grad=False)
     for k in range(4):
-        (gradient,) = torch.autograd.grad(
-            terms[0, k], scale, retain_graph=True
-        )
-        assert gradient.isfinite()
-        assert gradient != 0
+        (gradient,) = torch.autograd.grad(terms[k], scale, retain_graph=True)
+        assert_close(gradient, change[k] / (2 * step), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -305,22 +327,27 @@ def test_a_guess_of_another_shape_is_refused():
         )
 
 
-@pytest.mark.parametrize(
-    "sigma",
-    [
-        torch.zeros(11, dtype=torch.float64),
-        torch.ones(10, dtype=torch.float64),
-        posterior_var(Schedule.linear(10)).sqrt(),
-        torch.full((11,), torch.nan, dtype=torch.float64),
-    ],
-)
-def test_a_reverse_step_without_noise_is_refused(sigma):
+@pytest.mark.parametrize("place", [2, 5, 10])
+@pytest.mark.parametrize("value", [0.0, -0.1, math.nan])
+def test_a_reverse_step_without_noise_is_refused(place, value):
     x, schedule = torch.zeros(2, 3), Schedule.linear(10)
-    sentence = r"^sigma must be a table \[11\], positive from t = 1 on$"
+    sigma = schedule.beta.sqrt()
+    sigma[place] = value  # one bad entry among good ones
+    sentence = r"^sigma must be positive from t = 2 on$"
     with pytest.raises(ValueError, match=sentence):
         decoder_term(zeros, x, x, schedule, sigma)
     with pytest.raises(ValueError, match=sentence):
         kl_terms(zeros, x, torch.tensor([2, 3]), x, schedule, sigma)
+
+
+def test_a_table_of_another_length_and_a_negative_decoder_are_refused():
+    x, schedule = torch.zeros(2, 3), Schedule.linear(10)
+    sigma = schedule.beta.sqrt()
+    with pytest.raises(ValueError, match=r"^sigma must have shape \[11\]"):
+        decoder_term(zeros, x, x, schedule, sigma[:-1])
+    sigma[1] = -0.1
+    with pytest.raises(ValueError, match=r"^sigma must be positive"):
+        decoder_term(zeros, x, x, schedule, sigma)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.01, -1.0079, math.nan])
@@ -341,3 +368,329 @@ def test_a_deviation_of_zero_and_a_single_level_are_refused():
         discretised_log_prob(x, x, 0.0)
     with pytest.raises(ValueError, match=r"^dim must be at least 1, got 0$"):
         bits_per_dim(x, 0)
+
+
+def test_without_a_deviation_for_the_decoder_the_next_one_is_taken():
+    schedule = Schedule.linear(10, 0.01, 0.4)
+    x0, eps = grid(17)[torch.randint(17, (3, 4))], noise(3, 4)
+    small = posterior_var(schedule).sqrt()
+    given = small.clone()
+    given[1] = small[2]
+    for levels in (None, 17):
+        found = decoder_term(half, x0, eps, schedule, small, levels)
+        wanted = decoder_term(half, x0, eps, schedule, given, levels)
+        assert torch.equal(found, wanted)
+        assert found.isfinite().all()
+    assert vlb(half, x0, schedule, small, 17).isfinite().all()
+    one = Schedule.linear(1, 0.3, 0.3)
+    with pytest.raises(ValueError, match=r"^std must be positive"):
+        decoder_term(half, grid(256)[:1], eps[0, :1], one, 0 * one.beta)
+
+
+def test_coefficients_are_made_once_and_exact_at_the_data():
+    schedule = Schedule.cosine(12)
+    table = posterior_table(schedule)
+    assert posterior_table(schedule) is table
+    assert [column[1].item() for column in table] == [1, 0, 0]
+    assert all(column.dtype == torch.float64 for column in table)
+    # equal weights would not do: signal is kept in the mean
+    kept = table.from_data + table.from_noisy * schedule.signal
+    assert_close(kept[1:], schedule.signal[:-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_guess_costs_what_it_costs_in_single_precision(dtype):
+    schedule = Schedule.linear(1000)
+    x0 = torch.ones(999, 64)
+    t, eps = torch.arange(2, 1001), noise(999, 64, dtype=torch.float32)
+    guess = (x0 + 0.01 * noise(999, 64, seed=1).float()).to(dtype)
+    sigma = posterior_var(schedule).sqrt()
+    options = (x0, t, eps, schedule, sigma)
+    found = kl_terms(lambda xt, t: guess, *options)
+    wanted = kl_terms(lambda xt, t: guess.float(), *options)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+    exact = kl_terms(lambda xt, t: x0.to(dtype), *options)
+    assert_close(exact, torch.zeros(999), rtol=0, atol=1e-9)
+    mean = posterior_mean(guess, x0, t, schedule)
+    assert torch.equal(mean, posterior_mean(guess.float(), x0, t, schedule))
+    first = (x0[:3], eps[:3], schedule, sigma)
+    assert torch.equal(
+        decoder_term(lambda xt, t: guess[:3], *first),
+        decoder_term(lambda xt, t: guess[:3].float(), *first),
+    )
+
+
+@pytest.mark.verifies("prop-denoising-error")
+@given(betas, st.floats(0.3, 3))
+def test_terms_are_divergences_for_every_deviation(beta, factor):
+    schedule = Schedule.from_betas(beta)
+    t = torch.arange(2, schedule.T + 1)
+    x0, eps = noise(len(t), 3), noise(len(t), 3, seed=1)
+    sigma = factor * schedule.beta.sqrt()
+    xt = diffuse(x0, t, eps, schedule)
+    mean, variance = posterior(x0, xt, t, schedule)
+    back = reverse_mean(half, xt, t, schedule)
+    kl = gaussian_kl(mean, variance, back, sigma[t][:, None] ** 2).sum(1)
+    found = kl_terms(half, x0, t, eps, schedule, sigma)
+    assert_close(found, kl, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.verifies("prop-denoising-error")
+def test_a_learned_deviation_is_that_of_a_table_and_may_differ_by_pixel():
+    schedule = Schedule.linear(10, 0.02, 0.4)
+    t, sigma = torch.arange(2, 11), schedule.beta.sqrt()
+    x0, eps = noise(9, 4), noise(9, 4, seed=1)
+
+    def pair(xt, t):
+        return xt / 2, sigma[t][:, None].expand_as(xt)
+
+    def uneven(xt, t):
+        return xt / 2, 0.1 + xt.sigmoid()
+
+    found = kl_terms(pair, x0, t, eps, schedule, None)
+    assert_close(found, kl_terms(half, x0, t, eps, schedule, sigma))
+    xt = diffuse(x0, t, eps, schedule)
+    mean, variance = posterior(x0, xt, t, schedule)
+    back, std = uneven(xt, t)
+    back = posterior_mean(back, xt, t, schedule)
+    kl = gaussian_kl(mean, variance, back, std**2).sum(1)
+    assert_close(kl_terms(uneven, x0, t, eps, schedule, None), kl)
+    x1 = diffuse(x0, torch.ones(9).long(), eps, schedule)
+    guess, std = uneven(x1, t)
+    wanted = -log_normal(x0, guess, std**2).sum(1)
+    assert_close(decoder_term(uneven, x0, eps, schedule, None, None), wanted)
+    assert vlb(uneven, x0, schedule, None, None).isfinite().all()
+
+
+@pytest.mark.verifies("alg-bound")
+@pytest.mark.parametrize("chunk", [2, 3, 100])
+def test_the_size_of_a_chunk_changes_nothing(chunk):
+    schedule = Schedule.linear(8, 0.05, 0.4)
+    x0, sigma = noise(3, 2, 2), schedule.beta.sqrt()
+    draw, calls = torch.Generator(), []
+
+    def counted(xt, t):
+        calls.append(len(t))
+        return t.reshape(-1, 1, 1) * xt / 9
+
+    def terms(size):
+        draw.manual_seed(1)
+        return bound_terms(
+            counted, x0, schedule, sigma, None, draw, chunk=size
+        )
+
+    assert_close(terms(chunk), terms(1), rtol=0, atol=1e-12)
+    assert max(calls) == 3 * min(chunk, 7)
+
+
+@pytest.mark.verifies("alg-bound")
+def test_the_noise_of_the_terms_is_normal_to_its_tails():
+    """The noise is read off a model; of 4e5 values 25 lie beyond 4."""
+    schedule = Schedule.linear(4, 0.05, 0.4)
+    x0, seen = torch.zeros(100_000, dtype=torch.float64), []
+
+    def spy(xt, t):
+        seen.append(xt / schedule.noise_std[t])
+        return xt
+
+    draw = torch.Generator().manual_seed(0)
+    bound_terms(spy, x0, schedule, schedule.beta.sqrt(), None, draw)
+    eps = torch.cat(seen)
+    for bound in (1.0, 2.0, 3.0, 4.0):
+        p = math.erfc(bound / 2**0.5)
+        beyond = (eps.abs() > bound).double()
+        assert abs(standard_score(beyond, p, (p * (1 - p)) ** 0.5)) < 5
+    assert (eps > 4).any()
+    assert (eps < -4).any()
+
+
+def chain_of(slope, shift, schedule, sigma):
+    """The chain that a denoiser slope x_t + shift makes, and its denoiser."""
+    table = posterior_table(schedule)
+    chain = LinearGaussianChain(
+        table.from_data * slope + table.from_noisy,
+        table.from_data * shift,
+        sigma,
+    )
+    return chain, lambda xt, t: slope * xt + shift
+
+
+@pytest.mark.verifies("thm-vlb-decomposition", "thm-vlb", "def-bound-terms")
+@given(betas, st.floats(-1.5, 1.5), st.floats(-1, 1), st.floats(-2, 2))
+def test_the_bound_is_exact_on_linear_gaussian_chains(
+    beta, slope, shift, value
+):
+    """Two noises -1 and 1 average the terms, which are quadratic, exactly."""
+    q = Schedule.from_betas(beta.clamp(min=0.02))
+    sigma = (q.beta * 0.7).sqrt()
+    chain, model = chain_of(slope, shift, q, sigma)
+    x0 = torch.tensor([value], dtype=torch.float64)
+    signal, var = q.signal[1:], 1 - q.alpha_bar[1:]
+    below = torch.tril(signal[:, None] / signal * var)
+    paths = signal * x0, below + below.T - below.diag().diag()
+    gap = multivariate_kl(*paths, *chain.condition(x0[0]))
+    both, eps = x0.expand(2), torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    terms = [decoder_term(model, both, eps, q, sigma, None).mean()]
+    for step in range(2, q.T + 1):
+        t = torch.full((2,), step)
+        terms.append(kl_terms(model, both, t, eps, q, sigma).mean())
+    total = sum(terms) + prior_term(x0, q)[0]
+    assert_close(total, gap - chain.log_prob(x0[0]), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.verifies("prop-exact-reverse")
+def test_the_step_back_of_a_mixture_is_the_average_of_posteriors():
+    """The parts, reversed one by one, against an integral over x_0."""
+    half_and_half = torch.full((2,), 0.5, dtype=torch.float64)
+    means = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    data = GaussianMixture(half_and_half, means, 0.3 * half_and_half)
+    q, t = Schedule.cosine(4), 2
+    xt = torch.tensor([0.3], dtype=torch.float64)
+    x0 = torch.linspace(-2.5, 2.5, 4001, dtype=torch.float64)
+    given_x0 = log_normal(xt, q.signal[t] * x0, q.noise_std[t] ** 2)
+    share = (data.log_prob(x0[:, None]) + given_x0).softmax(0)
+    mean, variance = posterior(
+        x0, xt.expand_as(x0), torch.full(x0.shape, t), q
+    )
+    early = data.diffused(q.signal[t - 1], q.noise_std[t - 1])
+    scale, r = transition(q, t - 1, t)
+    centre, spread = linear_gaussian_posterior(
+        early.means[:, 0], early.stds**2, xt, scale, r
+    )
+    late = data.diffused(q.signal[t], q.noise_std[t])
+    weight = late.responsibilities(xt[:, None])[0]
+    for x in torch.linspace(-2, 2, 9).double():
+        mixed = (share * log_normal(x, mean, variance).exp()).sum()
+        parts = (weight * log_normal(x, centre, spread).exp()).sum()
+        assert_close(mixed, parts, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.verifies("prop-exact-reverse")
+def test_for_gaussian_data_the_step_back_is_gaussian():
+    q, t = Schedule.cosine(4), 2
+    xt = torch.tensor(0.7, dtype=torch.float64)
+    x0 = torch.linspace(-5, 5, 2001, dtype=torch.float64)
+    given_x0 = log_normal(xt, q.signal[t] * x0, q.noise_std[t] ** 2)
+    share = (log_normal(x0, 0.3, 0.25) + given_x0).softmax(0)
+    mean, variance = posterior(
+        x0, xt.expand_as(x0), torch.full(x0.shape, t), q
+    )
+    power = q.alpha_bar[t - 1]
+    exact = linear_gaussian_posterior(
+        power.sqrt() * 0.3,
+        0.25 * power + 1 - power,
+        xt,
+        *transition(q, t - 1, t),
+    )
+    for x in torch.linspace(-2, 2, 9).double():
+        mixed = (share * log_normal(x, mean, variance).exp()).sum()
+        assert_close(mixed, log_normal(x, *exact).exp())
+
+
+@pytest.mark.verifies("eq-empirical-denoiser")
+@pytest.mark.parametrize("dims", [(5,), (2, 3)])
+def test_the_empirical_denoiser_is_that_of_a_mixture_of_points(dims):
+    schedule = Schedule.linear(50, 0.002, 0.4)
+    points, xt = noise(7, *dims), 2 * noise(4, *dims, seed=1)
+    weights = torch.full((7,), 1 / 7, dtype=torch.float64)
+    mixture = GaussianMixture(
+        weights, points.flatten(1), torch.zeros(7).double()
+    )
+    t = torch.tensor([5, 10, 30, 50])
+    found = empirical_denoiser(points, schedule)(xt, t)
+    for row in range(4):
+        exact = mixture.denoised(
+            xt[row : row + 1].flatten(1),
+            schedule.signal[t[row]],
+            schedule.noise_std[t[row]],
+        )
+        assert_close(found[row].flatten(), exact[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.verifies("alg-ancestral")
+@given(betas, st.floats(-1, 1))
+def test_samples_are_the_steps_on_a_replayed_draw(beta, slope):
+    schedule = Schedule.from_betas(beta)
+    sigma, xT = schedule.beta.sqrt(), noise(3, 2)
+    draw = torch.Generator().manual_seed(5)
+    found = ancestral_sample(
+        lambda xt, t: slope * xt, xT, schedule, sigma, draw
+    )
+    draw.manual_seed(5)
+    table, x = posterior_table(schedule), xT
+    for t in range(schedule.T, 1, -1):
+        xi = torch.randn(3, 2, generator=draw, dtype=torch.float64)
+        x = (table.from_data[t] * slope + table.from_noisy[t]) * x
+        x = x + sigma[t] * xi
+    assert_close(found, slope * x)
+
+
+@pytest.mark.verifies("alg-ancestral")
+def test_white_noise_stays_white_with_variance_beta():
+    """x_0 ~ N(0, 1) has E[x_0 | x_t] = a_t x_t, and sigma^2 = beta is exact."""
+    schedule = Schedule.linear(20, 0.02, 0.4)
+
+    def model(xt, t):
+        return schedule.signal[t] * xt
+
+    draw = torch.Generator().manual_seed(0)
+    xT = torch.randn(100_000, generator=draw, dtype=torch.float64)
+    x = ancestral_sample(model, xT, schedule, schedule.beta.sqrt(), draw)
+    kept = 1 - schedule.beta[1].item()  # the last step gives a mean
+    unit = x / kept**0.5
+    assert abs(standard_score(unit, 0.0, 1.0)) < 5
+    assert abs(standard_score(unit**2, 1.0, 2**0.5)) < 5
+    beyond = (unit.abs() > 2).double()
+    p = math.erfc(2**0.5)
+    assert abs(standard_score(beyond, p, (p * (1 - p)) ** 0.5)) < 5
+
+
+def test_samples_keep_the_dtype_and_no_graph():
+    schedule = Schedule.linear(5, 0.05, 0.4)
+    scale = torch.ones((), requires_grad=True)
+    x = ancestral_sample(
+        lambda xt, t: (scale * xt).bfloat16(),
+        noise(2, 3, dtype=torch.float32),
+        schedule,
+        schedule.beta.sqrt(),
+    )
+    assert x.dtype == torch.float32
+    assert not x.requires_grad
+
+
+@pytest.mark.verifies("thm-vlb")
+def test_no_bound_lies_below_the_entropy_on_average():
+    """By Gibbs: the mean over a finite data set is at least ln N."""
+    draw = torch.Generator().manual_seed(0)
+    points = grid(5)[torch.randint(5, (40, 3), generator=draw)].unique(dim=0)
+    for T in (3, 10, 60):
+        schedule = Schedule.linear(T, 0.3 / T, min(20 / T, 0.9))
+        model = empirical_denoiser(points, schedule)
+        sigma = posterior_var(schedule).sqrt()
+        many = points.repeat(50, 1)
+        bound = vlb(model, many, schedule, sigma, 5, draw)
+        assert standard_score(bound, math.log(len(points))) > -5
+
+
+def test_nothing_is_read_from_an_accelerator():
+    """On the device `meta` any reading of a value raises."""
+    schedule, device = Schedule.linear(5, 0.05, 0.4), torch.device("meta")
+    x = torch.zeros(2, 3, device=device)
+    t = torch.ones(2, dtype=torch.int64, device=device)
+    sigma = schedule.beta.sqrt()
+    try:
+        diffuse(x, t, x, schedule)
+    except (RuntimeError, NotImplementedError):
+        pytest.skip("the forward jump reads the steps")
+    assert posterior(x, x, t, schedule)[0].is_meta
+    assert kl_terms(zeros, x, t, x, schedule, sigma).is_meta
+    assert discretised_log_prob(x, x, 0.1).is_meta
+
+
+@pytest.mark.verifies("eq-log-difference")
+def test_both_tails_are_equally_exact_in_single_precision():
+    x, mean = grid(256).float(), torch.linspace(-1.2, 1.2, 256).flip(0)
+    for std in (0.02, 0.1, 0.5):
+        found = discretised_log_prob(x, mean, std)
+        assert torch.equal(found, discretised_log_prob(-x, -mean, std))
