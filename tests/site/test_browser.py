@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from benchmarks.shares import reading, shares
 from tests.site.conftest import visit
 
 WIDTHS = (1280, 390)
@@ -57,6 +58,7 @@ class Seen:
     broken: list[str] = field(default_factory=list)
     scrolls: list[int] = field(default_factory=list)
     drawings: dict[str, list] = field(default_factory=dict)
+    read: float | None = None
 
 
 def watched(page, address, wrong):
@@ -104,6 +106,8 @@ def tour(site, address, browser):
         ).count()
         if path in site.chapters:
             seen.room = page.evaluate(ROOM)
+        if site.pages[path].select(".provenance-cell"):
+            seen.read = reading(shares(page))
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 800})
             for theme in THEMES:
@@ -166,6 +170,13 @@ def test_a_formula_has_as_much_room_above_as_below(tour):
     assert rooms
     uneven = [(a, b) for a, b in rooms if abs(a - b) > 6]
     assert uneven == []
+
+
+def test_most_of_a_chapter_is_read_and_seen(tour):
+    """Prose, formulas and pictures, of the page as it opens."""
+    parts = {path: seen.read for path, seen in tour.items() if seen.read}
+    assert parts
+    assert {path: part for path, part in parts.items() if part < 0.6} == {}
 
 
 def test_drawings_are_in_the_colours_of_their_theme_and_unfiltered(tour):

@@ -5,8 +5,10 @@ import subprocess
 
 import pypdf
 
+from loom.book import read
+from loom.notebook import HIDDEN
 from loom.weave.pdf import faults
-from tests.site.conftest import LATEX
+from tests.site.conftest import LATEX, ROOT
 
 # Matplotlib takes the symbols that DejaVu lacks from its Computer Modern.
 FAMILIES = (
@@ -139,25 +141,26 @@ def test_no_page_holds_a_line_or_two(printed):
 
 
 def test_code_can_be_copied(pdf):
-    """The lines of a tangled module stand in the text of the PDF, letter by letter."""
+    """What ships and is not folded stands in the text of the PDF, letter by letter."""
     command = ["pdftotext", "-layout", str(pdf), "-"]
     text = subprocess.run(
         command, check=True, capture_output=True
     ).stdout.decode()
     source = (LATEX / "signal-from-noise.tex").read_text("utf-8")
     assert source.count("Verbatim") > 0
-    names = re.findall(r"tangled/(\S+?\.py)", text)
-    assert names
-    root = LATEX.parents[1] / "tangled"
     squeezed = re.sub(r"\s+", "", text)
-    for name in set(names):
-        body = [
-            line.strip()
-            for line in (root / name).read_text("utf-8").splitlines()
-            if line.startswith("def ")
-        ]
-        for line in body:
-            assert re.sub(r"\s+", "", line) in squeezed, f"{name}: {line}"
+    seen = 0
+    for cell in read(ROOT).cells():
+        if cell.kind != "tangle" or HIDDEN & set(
+            cell.options.get("tags", ())
+        ):
+            continue
+        for line in cell.source.split("\n"):
+            if line.startswith("def "):
+                where = f"{cell.chapter.path}:{cell.line}: {line}"
+                assert re.sub(r"\s+", "", line) in squeezed, where
+                seen += 1
+    assert seen
 
 
 def test_pages_are_as_many_as_were_typeset_and_none_is_empty(pdf):
