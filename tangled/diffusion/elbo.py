@@ -113,10 +113,15 @@ def _check_sigma(sigma: Table, T: int) -> None:
         raise ValueError("sigma must be positive from t = 2 on")
 
 
-def _check_levels(place: Float[Tensor, "..."], levels: int) -> None:
+def _check_levels(
+    place: Float[Tensor, "..."], std: float | Tensor, levels: int
+) -> None:
     """Raise unless every place is a whole number in 0..levels - 1."""
     if levels < 2:
         raise ValueError(f"levels must be at least 2, got {levels}")
+    scale = torch.as_tensor(std)
+    if scale.device.type == "cpu" and not (scale > 0).all():
+        raise ValueError(f"std must be positive, got {std}")
     near = (place - place.round().clamp(0, levels - 1)).abs() < 0.01
     if place.device.type == "cpu" and not near.all():  # NaN is not near
         x0 = place[~near][0].item() * 2 / (levels - 1) - 1
@@ -271,10 +276,7 @@ def discretised_log_prob(
     (book/diffusion/elbo.md).
     """
     place = (x0 + 1) * (levels - 1) / 2
-    _check_levels(place, levels)
-    scale = torch.as_tensor(std)
-    if scale.device.type == "cpu" and not (scale > 0).all():
-        raise ValueError(f"std must be positive, got {std}")
+    _check_levels(place, std, levels)
     half = 1 / (levels - 1)
     below, above = (x0 - half - mean) / std, (x0 + half - mean) / std
     mirror = below + above > 0
