@@ -143,9 +143,8 @@ def _noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _excess(ratio: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return (ratio - 1 - ln ratio) / 2 without loss near ratio = 1."""
-    off = ratio - 1
-    return (off - off.log1p()) / 2
+    """Return what a wrong variance costs, in nats for one dimension."""
+    return (ratio - 1 - ratio.log()) / 2
 
 
 def posterior_mean(

@@ -433,7 +433,7 @@ def test_coefficients_are_made_once_and_exact_at_the_data():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_guess_costs_what_it_costs_in_single_precision(dtype):
     schedule = Schedule.linear(1000)
-    x0 = torch.ones(999, 64)
+    x0 = noise(999, 64, seed=2, dtype=torch.float32)
     t, eps = torch.arange(2, 1001), noise(999, 64, dtype=torch.float32)
     guess = (x0 + 0.01 * noise(999, 64, seed=1).float()).to(dtype)
     sigma = posterior_var(schedule).sqrt()
@@ -442,15 +442,36 @@ def test_a_half_guess_costs_what_it_costs_in_single_precision(dtype):
     wanted = kl_terms(lambda xt, t: guess.float(), *options)
     assert found.dtype == torch.float32
     assert torch.equal(found, wanted)
-    exact = kl_terms(lambda xt, t: x0.to(dtype), *options)
+    options = (torch.ones_like(x0), *options[1:])
+    exact = kl_terms(lambda xt, t: torch.ones_like(xt, dtype=dtype), *options)
     assert_close(exact, torch.zeros(999), rtol=0, atol=1e-9)
     mean = posterior_mean(guess, x0, t, schedule)
     assert torch.equal(mean, posterior_mean(guess.float(), x0, t, schedule))
-    first = (x0[:3], eps[:3], schedule, sigma)
+    first = (torch.ones(3, 64), eps[:3], schedule, sigma)
     assert torch.equal(
         decoder_term(lambda xt, t: guess[:3], *first),
         decoder_term(lambda xt, t: guess[:3].float(), *first),
     )
+
+
+def test_a_wider_guess_is_not_rounded_to_the_data():
+    schedule, t = Schedule.linear(1000), torch.arange(1, 1001)
+    guess, xt = noise(1000, 8), noise(1000, 8, seed=1).float()
+    mean = posterior_mean(guess, xt, t, schedule)
+    assert torch.equal(mean, posterior_mean(guess, xt.double(), t, schedule))
+
+
+@pytest.mark.verifies("prop-denoising-error")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_price_of_a_step_that_is_hardly_too_wide_keeps_its_digits(dtype):
+    """Late in the chain beta and beta tilde differ in the seventh digit."""
+    q, t = Schedule.linear(1000), torch.arange(2, 1001)
+    x0 = torch.zeros(999, 1, dtype=dtype)
+    found = kl_terms(zeros, x0, t, x0, q, q.beta.sqrt())[:, None]
+    off = -q.beta[2:] * q.alpha_bar[1:-1] / (1 - q.alpha_bar[2:])
+    exact = (off - off.log1p())[:, None] / 2
+    assert off[-1].abs() < 1e-6
+    assert_close(found.double(), exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.verifies("prop-denoising-error")
