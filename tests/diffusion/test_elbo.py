@@ -354,6 +354,21 @@ def test_a_table_of_another_length_and_a_negative_decoder_are_refused():
 
 
 @pytest.mark.usefixtures("plain_errors")
+def test_a_guess_that_would_be_broadcast_is_refused():
+    x, schedule = torch.zeros(3, 3), Schedule.linear(10)
+    options = (schedule, schedule.beta.sqrt())
+    sentence = r"^model must return the shape of xt, \[3, 3\], got \[3, 1\]$"
+
+    def model(xt, t):
+        return xt[:, :1]
+
+    with pytest.raises(ValueError, match=sentence):
+        kl_terms(model, x, torch.tensor([2, 3, 4]), x, *options)
+    with pytest.raises(ValueError, match=sentence):
+        decoder_term(model, x, x, *options)
+
+
+@pytest.mark.usefixtures("plain_errors")
 def test_a_deviation_of_another_shape_is_refused():
     """One per sample would be broadcast over the wrong dimension."""
     x, schedule = torch.zeros(3, 3), Schedule.linear(10)
