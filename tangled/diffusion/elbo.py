@@ -83,12 +83,21 @@ def _check_steps(t: Int64[Tensor, "B"], lowest: int, T: int) -> None:
         )
 
 
-def _check_guess(x0_hat: Tensor, xt: Tensor) -> None:
-    """Raise unless the guess has the shape of xt."""
-    if x0_hat.shape != xt.shape:
+def _check_guess(xt: Tensor, *guesses: Tensor) -> None:
+    """Raise unless what the model returns has the shape of xt."""
+    for guess in guesses:
+        if guess.shape != xt.shape:
+            raise ValueError(
+                f"model must return the shape of xt, {list(xt.shape)}, "
+                f"got {list(guess.shape)}"
+            )
+
+
+def _check_length(sigma: Table, T: int) -> None:
+    """Raise unless sigma has one entry for each t = 0..T."""
+    if sigma.shape != (T + 1,):
         raise ValueError(
-            f"model must return the shape of xt, {list(xt.shape)}, "
-            f"got {list(x0_hat.shape)}"
+            f"sigma must have shape [{T + 1}], got {list(sigma.shape)}"
         )
 
 
@@ -98,19 +107,21 @@ def _check_sigma(sigma: Table, T: int) -> None:
     sigma[1] belongs to the decoder and may be 0. On a GPU the values are not
     read.
     """
-    if sigma.shape != (T + 1,):
-        raise ValueError(
-            f"sigma must have shape [{T + 1}], got {list(sigma.shape)}"
-        )
+    _check_length(sigma, T)
     right = torch.cat([sigma[1:2] >= 0, sigma[2:] > 0])  # false for NaN
     if sigma.device.type == "cpu" and not right.all():
         raise ValueError("sigma must be positive from t = 2 on")
 
 
-def _check_levels(place: Float[Tensor, "..."], levels: int) -> None:
+def _check_levels(
+    place: Float[Tensor, "..."], std: float | Tensor, levels: int
+) -> None:
     """Raise unless every place is a whole number in 0..levels - 1."""
     if levels < 2:
         raise ValueError(f"levels must be at least 2, got {levels}")
+    scale = torch.as_tensor(std)
+    if scale.device.type == "cpu" and not (scale > 0).all():
+        raise ValueError(f"std must be positive, got {std}")
     near = (place - place.round().clamp(0, levels - 1)).abs() < 0.01
     if place.device.type == "cpu" and not near.all():  # NaN is not near
         x0 = place[~near][0].item() * 2 / (levels - 1) - 1
@@ -124,10 +135,16 @@ def _rows(x: Float[Tensor, "B *dims"]) -> Float[Tensor, "B D"]:
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
+def _noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise in the shape, dtype and device of x."""
+    return torch.randn(
+        x.shape, generator=generator, dtype=x.dtype, device=x.device
+    )
+
+
 def _excess(ratio: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return (ratio - 1 - ln ratio) / 2 without loss near ratio = 1."""
-    off = ratio - 1
-    return (off - off.log1p()) / 2
+    """Return what a wrong variance costs, in nats for one dimension."""
+    return (ratio - 1 - ratio.log()) / 2
 
 
 def posterior_mean(
@@ -191,7 +208,7 @@ def reverse_mean(
     Implements def-reverse-model, eq-reverse-mean (book/diffusion/elbo.md).
     """
     x0_hat = model(xt, t)
-    _check_guess(x0_hat, xt)
+    _check_guess(xt, x0_hat)
     return posterior_mean(x0_hat, xt, t, schedule)
 
 
@@ -224,6 +241,7 @@ def kl_terms(
     with torch.set_grad_enabled(grad):
         if sigma is None:
             x0_hat, std = model(xt, t)
+            _check_guess(xt, std)
             variance = per_sample(table.variance, t, x0)
             excess = _excess(variance / std**2)
         else:
@@ -231,7 +249,7 @@ def kl_terms(
             x0_hat, std = model(xt, t), per_sample(sigma, t, x0)
             ratio = table.variance.to(sigma.device) / sigma**2  # in float64
             excess = per_sample(_excess(ratio), t, x0)
-        _check_guess(x0_hat, xt)
+        _check_guess(xt, x0_hat)
         error = (slope * (x0 - x0_hat) / std) ** 2 / 2
         return _rows(error + excess).sum(1)
 
@@ -257,10 +275,7 @@ def discretised_log_prob(
     (book/diffusion/elbo.md).
     """
     place = (x0 + 1) * (levels - 1) / 2
-    _check_levels(place, levels)
-    scale = torch.as_tensor(std)
-    if scale.device.type == "cpu" and not (scale > 0).all():
-        raise ValueError(f"std must be positive, got {std}")
+    _check_levels(place, std, levels)
     half = 1 / (levels - 1)
     below, above = (x0 - half - mean) / std, (x0 + half - mean) / std
     mirror = below + above > 0
@@ -297,12 +312,13 @@ def decoder_term(
     with torch.set_grad_enabled(grad):
         if sigma is None:
             mean, std = model(x1, t)
+            _check_guess(x1, std)
         else:
             _check_sigma(sigma, schedule.T)
             second = sigma[min(2, schedule.T)]
             std = torch.where(sigma[1] > 0, sigma[1], second).to(x0)
             mean = model(x1, t)
-        _check_guess(mean, x1)
+        _check_guess(x1, mean)
         if levels is None:
             log_prob = log_normal(x0, mean, std**2)
         else:
@@ -315,33 +331,33 @@ def bound_terms(
     x0: Float[Tensor, "B *dims"],
     schedule: Schedule,
     sigma: Table | None,
+    *,
     levels: int | None = 256,
     generator: torch.Generator | None = None,
-    *,
     chunk: int = 1,
     grad: bool = False,
 ) -> Float[Tensor, "B T_plus_1"]:
-    """Return estimates of L_0, ..., L_T of each sample; column k is L_k.
+    """Return estimates of L_0, ..., L_T of each sample; column t is L_t.
 
     In nats, summed over the dimensions of a sample, with one noise for each
     term. The model sees `chunk` steps of the whole batch at a time; the
-    result is the same for all. Other arguments as in `kl_terms` and
-    `decoder_term`.
+    result is the same for every `chunk`. Other arguments are those of
+    `kl_terms` and `decoder_term`.
+
+    Raises:
+        ValueError: if chunk is below 1, or as those two functions do.
 
     Implements alg-bound (book/diffusion/elbo.md).
     """
-
-    def fresh() -> Tensor:
-        return torch.randn(
-            x0.shape, generator=generator, dtype=x0.dtype, device=x0.device
-        )
-
-    terms = [decoder_term(model, x0, fresh(), schedule, sigma, levels, grad)]
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    eps = _noise_like(x0, generator)
+    terms = [decoder_term(model, x0, eps, schedule, sigma, levels, grad)]
     for first in range(2, schedule.T + 1, chunk):
         last = min(first + chunk, schedule.T + 1)
         steps = torch.arange(first, last, device=x0.device)
         t, many = steps.repeat_interleave(len(x0)), [x0] * len(steps)
-        eps = torch.cat([fresh() for _ in steps])
+        eps = torch.cat([_noise_like(x0, generator) for _ in steps])
         kl = kl_terms(model, torch.cat(many), t, eps, schedule, sigma, grad)
         terms.extend(kl.reshape(len(steps), len(x0)))
     return torch.stack([*terms, prior_term(x0, schedule)], dim=1)
@@ -352,21 +368,16 @@ def vlb(
     x0: Float[Tensor, "B *dims"],
     schedule: Schedule,
     sigma: Table | None,
-    levels: int | None = 256,
-    generator: torch.Generator | None = None,
-    *,
-    chunk: int = 1,
-    grad: bool = False,
+    **options: int | bool | torch.Generator | None,
 ) -> Float[Tensor, "B"]:
     """Return an unbiased estimate of L_VLB of each sample, in nats.
 
-    Summed over the dimensions: an upper bound of -ln p(x_0) on average over
-    the noise. Arguments as in `bound_terms`.
+    The sum of `bound_terms`, with its arguments: on average over the noise an
+    upper bound of -ln p(x_0), summed over the dimensions.
 
     Implements thm-vlb-decomposition (book/diffusion/elbo.md).
     """
-    data = model, x0, schedule, sigma, levels, generator
-    return bound_terms(*data, chunk=chunk, grad=grad).sum(1)
+    return bound_terms(model, x0, schedule, sigma, **options).sum(1)
 
 
 def bits_per_dim(nats: Float[Tensor, "*B"], dim: int) -> Float[Tensor, "*B"]:
@@ -415,17 +426,19 @@ def ancestral_sample(
 ) -> Float[Tensor, "B *dims"]:
     """Return samples of x_0 from the noise xT, without noise in the last step.
 
+    Raises:
+        ValueError: if sigma is not a table [T+1], or a guess of the model has
+            another shape than xT.
+
     Source: Ho, Jain and Abbeel (2020), algorithm 2.
 
     Implements alg-ancestral (book/diffusion/elbo.md).
     """
+    _check_length(sigma, schedule.T)
     x = xT
     for step in range(schedule.T, 0, -1):
         t = torch.full((len(x),), step, device=x.device)
         x = reverse_mean(model, x, t, schedule)
         if step > 1:
-            xi = torch.randn(
-                x.shape, generator=generator, dtype=x.dtype, device=x.device
-            )
-            x = x + sigma[step] * xi
+            x = x + sigma[step] * _noise_like(x, generator)
     return x
