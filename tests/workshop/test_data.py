@@ -1,9 +1,7 @@
 """Laws of the data sets, and what the readers refuse: each with a real bad file."""
 
-import cmath
 import gzip
 import itertools
-import math
 import struct
 import sys
 
@@ -15,31 +13,17 @@ from matplotlib.colors import to_rgb
 
 from tangled.workshop.data import (
     COLOURS,
-    POSITIONS,
     SHAPE_NAMES,
     DataError,
     DrawnShapes,
     Images,
-    checkerboard,
     cifar10,
     digits,
-    eight_gaussians,
-    fashion_mnist,
-    item_keys,
-    item_uniforms,
     mnist,
-    moons,
-    read_caption,
-    rings,
     shapes,
-    signed_distance,
-    spirals,
     stratified_split,
-    swiss_roll,
 )
 from tangled.workshop.statistics import standard_score
-
-SETS = (moons, rings, spirals, swiss_roll, checkerboard, eight_gaussians)
 
 
 def images(n=4, levels=255, classes=3):
@@ -111,50 +95,6 @@ def test_batches_follow_the_device():
     assert torch.equal(x0.cpu(), here)
 
 
-@pytest.mark.usefixtures("plain_errors")
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pixels": torch.zeros(2, 1, 2, 2)}, "pixels must be a uint8"),
-        (
-            {"pixels": torch.zeros(2, 2, 2, dtype=torch.uint8)},
-            r"pixels must be a uint8 tensor \[N, C, H, W\]",
-        ),
-        (
-            {"labels": torch.zeros(2)},
-            r"labels must be an int64 tensor \[N\]",
-        ),
-        (
-            {"labels": torch.zeros(3, dtype=torch.int64)},
-            r"2 images cannot have labels of shape \[3\]",
-        ),
-        (
-            {"labels": torch.zeros(1, dtype=torch.int64)},
-            r"2 images cannot have labels of shape \[1\]",
-        ),
-        (
-            {"labels": torch.tensor([0, 2])},
-            r"labels must lie in 0..1, but that of item 1 is 2",
-        ),
-        (
-            {"labels": torch.tensor([-1, 0])},
-            r"labels must lie in 0..1, but that of item 0 is -1",
-        ),
-        ({"levels": 7}, r"pixels must lie in 0..7, got 9"),
-        ({"levels": 0}, r"levels must lie in 1..255, got 0"),
-        ({"levels": 256}, r"levels must lie in 1..255, got 256"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(change, message):
-    good = {
-        "pixels": torch.full((2, 1, 2, 2), 9, dtype=torch.uint8),
-        "labels": torch.tensor([0, 1]),
-        "classes": ("a", "b"),
-    }
-    with pytest.raises(DataError, match=message):
-        Images(**{**good, **change})
-
-
 # Splits
 
 
@@ -181,26 +121,6 @@ def test_digits_are_split_without_a_leak():
         assert (part.labels.bincount() - share).abs().max() < 2
 
 
-@pytest.mark.verifies("alg-split")
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=60),
-    st.integers(0, 2**63 - 1),
-    st.data(),
-)
-def test_a_split_is_a_partition_by_class(classes, seed, data):
-    labels = torch.tensor(classes)
-    total = len(labels)
-    first = data.draw(st.integers(0, total))
-    second = data.draw(st.integers(0, total - first))
-    parts = stratified_split(labels, (first, second), seed)
-    assert [len(p) for p in parts] == [first, second, total - first - second]
-    assert torch.cat(parts).sort().values.tolist() == list(range(total))
-    assert all(p.tolist() == sorted(p.tolist()) for p in parts)
-    for c in labels.unique():
-        share = (labels == c).sum() * first / total
-        assert abs((labels[parts[0]] == c).sum() - share) < 1
-
-
 def test_every_choice_within_a_class_is_equally_likely():
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
     chosen = [stratified_split(labels, (3,), s)[0] for s in range(3000)]
@@ -209,35 +129,6 @@ def test_every_choice_within_a_class_is_equally_likely():
     for pair, one in itertools.product(pairs, (4, 5)):
         hits = torch.tensor([float(s == (*pair, one)) for s in sets])
         assert abs(standard_score(hits, 1 / 12)) < 5
-
-
-def test_keys_are_different_and_follow_no_pattern():
-    keys = item_keys(0, torch.arange(100_000))
-    assert len(keys.unique()) == 100_000
-    assert not torch.equal(keys[:9], item_keys(1, torch.arange(9)))
-    for bit in (0, 17, 40, 63):
-        ones = (keys >> bit & 1).double()
-        assert abs(standard_score(ones, 0.5)) < 5
-        assert abs(standard_score(ones[1:] * ones[:-1], 0.25)) < 5
-
-
-def test_a_split_does_not_depend_on_later_items_keys():
-    assert torch.equal(
-        item_keys(3, torch.arange(5, 9)), item_keys(3, torch.arange(9))[5:]
-    )
-
-
-@pytest.mark.parametrize("sizes", [(3,), (1, 2), (-1,)])
-def test_sizes_that_do_not_fit_are_refused(sizes):
-    with pytest.raises(ValueError, match="sizes must not be negative or"):
-        stratified_split(torch.tensor([0, 1]), sizes, seed=0)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**63])
-def test_a_seed_out_of_range_is_refused(seed):
-    message = rf"seed must lie in 0..2\*\*63 - 1, got {seed}"
-    with pytest.raises(ValueError, match=message):
-        item_keys(seed, torch.arange(2))
 
 
 def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
@@ -260,49 +151,6 @@ def test_any_slice_of_the_sequence_is_itself(seed, first, n):
     assert part.captions == same.captions
 
 
-def drawn_slowly(seed, item, size):
-    """Return the bytes of one item, worked out pixel by pixel."""
-    numbers = item_uniforms(seed, torch.tensor([item]), 13 + 3 * size**2)
-    shape, colour, place, *rest = numbers[0].tolist()
-    place = int(9 * place)
-    radius, turn, right, below, *rest = [u - 0.5 for u in rest]
-    tint, paper, grain = rest[:3], rest[3:6], iter(rest[6:])
-    radius, turn = 0.35 + 0.1 * radius, cmath.exp(-0.5j * turn)
-    middle = complex(
-        0.53 * (place % 3 - 1) + 0.1 * right,
-        0.53 * (place // 3 - 1) + 0.1 * below,
-    )
-    line = [(2 * k + 1) / size - 1 for k in range(size)]
-    seen = [
-        (complex(x, y) - middle) * turn / radius for y in line for x in line
-    ]
-    x, y = torch.tensor([[z.real, z.imag] for z in seen]).double().T
-    distance = signed_distance(SHAPE_NAMES[int(10 * shape)], x, y)
-    cover = [
-        min(max(0.5 - radius * size / 2 * d, 0), 1) for d in distance.tolist()
-    ]
-    pure = list(COLOURS.values())[int(8 * colour)]
-    return [
-        255
-        * (
-            c * (pure[k] + 0.1 * tint[k])
-            + (1 - c) * (0.1 + 0.2 * paper[k])
-            + 0.15 * next(grain)
-        )
-        for k in range(3)
-        for c in cover
-    ]
-
-
-@pytest.mark.verifies("def-shapes")
-def test_pictures_are_those_that_are_worked_out_pixel_by_pixel():
-    data = shapes(40, seed=2, size=12)
-    assert len(data.labels.unique()) == 10
-    for item, picture in enumerate(data.pixels):
-        slow = torch.tensor(drawn_slowly(2, item, 12)).clamp(0, 255)
-        assert (picture.flatten() - slow).abs().max() < 0.51  # rounding
-
-
 @pytest.mark.parametrize("size", [8, 20, 64])
 def test_sizes_of_pictures(size):
     data = shapes(3, seed=0, size=size)
@@ -316,83 +164,10 @@ def test_no_pictures_are_a_data_set_too():
     assert len(shapes(0, seed=0)) == 0
 
 
-def test_each_shape_is_its_own():
-    line = torch.linspace(-1.2, 1.2, 121)
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    inside = [signed_distance(name, x, y) < 0 for name in SHAPE_NAMES]
-    assert len(SHAPE_NAMES) == 10
-    for one, other in itertools.combinations(inside, 2):
-        overlap = (one & other).sum() / (one | other).sum()
-        assert overlap < 0.81
-    for one in inside:
-        assert one.any()
-        assert not one[0].any()  # a margin on all sides
-        assert not one[:, 0].any()
-
-
-@pytest.mark.parametrize(
-    ("name", "inside", "outside"),
-    [
-        ("diamond", (0.0, 0.8), (0.8, 0.0)),
-        ("triangle", (0.6, 0.4), (0.6, -0.4)),
-        ("star", (0.0, -0.9), (0.0, 0.9)),
-        ("bar", (0.8, 0.0), (0.0, 0.8)),
-        ("crescent", (-0.5, 0.0), (0.5, 0.0)),
-        ("heart", (0.5, -0.5), (0.5, 0.5)),
-    ],
-)
-def test_shapes_stand_upright(name, inside, outside):
-    assert signed_distance(name, *torch.tensor(inside)) < 0
-    assert signed_distance(name, *torch.tensor(outside)) > 0
-
-
-@pytest.mark.verifies("eq-shape-algebra")
-@pytest.mark.parametrize("name", SHAPE_NAMES)
-def test_a_distance_grows_no_faster_than_you_walk(name):
-    generator = torch.Generator().manual_seed(0)
-    a, b = 3 * torch.rand(2, 2, 5000, generator=generator).double() - 1.5
-    near = b * 0.01 + a
-    change = signed_distance(name, *near) - signed_distance(name, *a)
-    walked = (near - a).norm(dim=0)
-    assert (change.abs() <= walked * (1 + 1e-9)).all()
-
-
 def test_colours_have_their_usual_names():
     ours = torch.tensor(list(COLOURS.values()))
     usual = torch.tensor([to_rgb(name) for name in COLOURS])
     assert torch.cdist(ours, usual).argmin(1).tolist() == list(range(8))
-
-
-def test_captions_are_words_in_a_fixed_form():
-    data = shapes(200, seed=0, size=8)
-    for i, text in enumerate(data.captions):
-        shape, colour, position = read_caption(text)
-        expected = (data.labels[i], data.colours[i], data.positions[i])
-        assert (shape, colour, position) == tuple(map(int, expected))
-        words = f"a {list(COLOURS)[colour]} {SHAPE_NAMES[shape]} at the "
-        assert text == words + POSITIONS[position]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "a red circle",
-        "a red circle at the side",
-        "a mauve circle at the top",
-        "A red circle at the top",
-        "a red circle at the top ",
-    ],
-)
-def test_other_words_are_refused(text):
-    with pytest.raises(ValueError, match="is not the caption of a shape"):
-        read_caption(text)
-
-
-def test_an_unknown_shape_is_refused_with_the_names_that_exist():
-    zero = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"one of circle, .*, got 'blob'"):
-        signed_distance("blob", zero, zero)
 
 
 @pytest.mark.parametrize(
@@ -403,62 +178,7 @@ def test_shapes_refuse_arguments_out_of_range(wrong):
         shapes(**{"n": 2, "seed": 0, **wrong})
 
 
-def test_uniforms_are_the_published_generator():
-    (key,) = item_keys(5, torch.tensor([9])).tolist()
-    state, expected = key % 2**64, []
-    for _ in range(4):
-        state = (state + 0x9E3779B97F4A7C15) % 2**64
-        x = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-        expected.append(((x ^ x >> 31) >> 11) / 2**53)
-    found = item_uniforms(5, torch.tensor([9]), 4)
-    assert found.tolist() == [expected]
-
-
-def test_numbers_are_uniform_and_unrelated():
-    u = item_uniforms(0, torch.arange(20_000), 3)
-    for one in u.T:
-        assert abs(standard_score(one, 1 / 2)) < 5
-        assert abs(standard_score(one**2, 1 / 3)) < 5
-    neighbours = (u[1:, 0] - 0.5) * (u[:-1, 0] - 0.5)
-    assert abs(standard_score(neighbours, 0.0)) < 5
-    assert abs(standard_score((u[:, 0] - 0.5) * (u[:, 1] - 0.5), 0.0)) < 5
-
-
 # Points in the plane
-
-
-@pytest.mark.parametrize("points", SETS)
-def test_points_follow_their_generator(points):
-    first = points(50, torch.Generator().manual_seed(1))
-    again = points(50, torch.Generator().manual_seed(1))
-    other = points(50, torch.Generator().manual_seed(2))
-    assert (first.shape, first.dtype) == ((50, 2), torch.float32)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert points(0).shape == (0, 2)
-    assert points(3).isfinite().all()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("points", SETS)
-def test_points_are_made_where_their_generator_is(points):
-    assert points(5, torch.Generator("cuda").manual_seed(0)).is_cuda
-
-
-@pytest.mark.parametrize("points", SETS)
-def test_noise_alone_is_a_standard_normal(points):
-    x = points(20_000, torch.Generator().manual_seed(0), 1.0).double()
-    assert all(abs(standard_score(one, 0.0)) < 5 for one in x.T)
-    assert all(abs(standard_score(one**2, 1.0)) < 5 for one in x.T)
-    assert all(abs(standard_score(one**4, 3.0)) < 5 for one in x.T)
-
-
-@pytest.mark.parametrize("noise", [-0.1, 1.5, math.nan])
-@pytest.mark.parametrize("points", SETS)
-def test_noise_out_of_range_is_refused(points, noise):
-    with pytest.raises(ValueError, match=r"noise must lie in 0..1, got"):
-        points(3, noise=noise)
 
 
 # Folders: MNIST and Fashion-MNIST
@@ -495,20 +215,6 @@ FASHION = (
     "T-shirt/top, Trouser, Pullover, Dress, Coat, "
     "Sandal, Shirt, Sneaker, Bag, Ankle boot"
 )
-
-
-@pytest.mark.parametrize(
-    ("read", "names"),
-    [(mnist, tuple("0123456789")), (fashion_mnist, (*FASHION.split(", "),))],
-)
-def test_a_folder_comes_back(folder, read, names):
-    train, validation, test = read(folder)
-    assert (len(train), len(validation), len(test)) == (25, 2, 2)
-    assert test.pixels.flatten().tolist() == [i % 256 for i in range(1568)]
-    assert test.labels.tolist() == [0, 1]
-    assert train.classes == test.classes == names
-    again = read(str(folder))
-    assert torch.equal(again.validation.pixels, validation.pixels)
 
 
 def test_the_plain_file_is_read_where_both_are(folder):
