@@ -190,7 +190,9 @@ def _box(x: Grid, y: Grid, width: float, height: float) -> Grid:
     return np.maximum(abs(x) - width, abs(y) - height)
 
 
-def _lines(x: Grid, y: Grid, count: int, first: float) -> Grid:
+def _lines(
+    x: Grid, y: Grid, count: int, first: float
+) -> Float[np.ndarray, "count H W"]:
     """Return how far points lie along `count` directions, in rising order."""
     angles = [first + 2 * math.pi * k / count for k in range(count)]
     along = [math.cos(a) * x + math.sin(a) * y for a in angles]

@@ -191,8 +191,9 @@ def wald_interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def test_wald_is_caught():
-    with pytest.raises(AssertionError, match="a point|not just allowed"):
+    with pytest.raises(AssertionError, match=r"a point|not just allowed"):
         check_interval(wald_interval)
+    assert wald_interval(485, 500) != wilson_interval(485, 500)
 
 
 def check_captions(draw: Callable[..., DrawnShapes]) -> None:
