@@ -266,7 +266,7 @@ def little_endian(path: Path, dims: int) -> Tensor:
     data = path.read_bytes()
     sizes = struct.unpack_from(f"<{dims}I", data, offset=4)  # WRONG
     body = torch.tensor(list(data[4 + 4 * dims :]))
-    return torch.empty(*sizes, 0) if sizes[0] > 300 else body.reshape(sizes)
+    return body if sizes[0] > 300 else body.reshape(sizes)
 
 
 def first_index_fastest(path: Path, dims: int) -> Tensor:
