@@ -29,9 +29,7 @@ __all__ = [
     "Grid",
     "Images",
     "Splits",
-    "cifar10",
     "digits",
-    "image_folder",
     "mnist",
     "shapes",
     "stratified_split",
@@ -145,7 +143,10 @@ def stratified_split(
     for size in sizes:
         try:
             rest, part = split(
-                rest, test_size=size, stratify=classes[rest], random_state=seed
+                rest,
+                test_size=size,
+                stratify=classes[rest],
+                random_state=seed,
             )
         except ValueError as error:
             raise ValueError(f"sizes {sizes} do not fit: {error}") from None
@@ -316,42 +317,6 @@ def shapes(
     )
 
 
-def _square(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the middle square of a picture file, in three colours."""
-    image, ops = map(import_module, ("PIL.Image", "PIL.ImageOps"))
-    try:
-        with image.open(path) as picture:
-            upright = ops.exif_transpose(picture).convert("RGB")
-            return np.array(ops.fit(upright, (size, size)))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
-def image_folder(folder: Path | str, size: int) -> Images:
-    """Return pictures [3, size, size] from a folder that has one per class.
-
-    Each is turned upright, cropped to its middle square and resized. Names
-    that begin with a dot are left out. Needs pillow.
-
-    Raises:
-        DataError: if a file or folder cannot be read, or there is no picture.
-    """
-    try:
-        found = {
-            each.name: sorted(each.glob("[!.]*"))
-            for each in sorted(Path(folder).iterdir())
-            if each.is_dir() and not each.name.startswith(".")
-        }
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error}") from None
-    pixels = [_square(p, size) for paths in found.values() for p in paths]
-    if not pixels:
-        raise DataError(f"{folder} holds no pictures in folders of classes")
-    labels = [k for k, paths in enumerate(found.values()) for _ in paths]
-    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    return Images(stacked, torch.tensor(labels), tuple(found))
-
-
 def _content(path: Path) -> bytes:
     """Return the bytes of a file, or of the packed one beside it."""
     packed = path.with_name(f"{path.name}.gz")
@@ -381,66 +346,33 @@ def _idx(path: Path, dims: int) -> UInt8[Tensor, "*dims"]:
     return values[head:].reshape(sizes)
 
 
-def _splits(folder: Path | str, train: tuple, test: tuple) -> Splits:
-    """Return both as data sets, a tenth of the first set apart."""
+def _labelled(folder: Path, part: str, classes: tuple[str, ...]) -> Images:
+    """Return one of the two parts of a set in files like MNIST's."""
+    pixels = _idx(folder / f"{part}-images-idx3-ubyte", 3)[:, None]
+    labels = _idx(folder / f"{part}-labels-idx1-ubyte", 1).long()
     try:
-        learn, judge = Images(*train), Images(*test)
-        sizes = (len(learn) // 10,)
-        validation, rest = stratified_split(learn.labels, sizes, 0)
-    except ValueError as error:
-        raise DataError(f"the files of {folder}: {error}") from None
-    return Splits(learn.take(rest), learn.take(validation), judge)
+        return Images(pixels, labels, classes)
+    except DataError as error:
+        raise DataError(f"{folder / part}-...-ubyte: {error}") from None
 
 
 def mnist(
     folder: Path | str, classes: tuple[str, ...] = tuple("0123456789")
 ) -> Splits:
-    """Return MNIST, or a set in files like it, [1, 28, 28], from a folder.
+    """Return MNIST, or a set in files like it, [1, H, W], from a folder.
 
     The files have their original names (`train-images-idx3-ubyte` and so on),
     with or without `.gz`. A tenth of the training images is for validation.
 
     Raises:
         DataError: if a file is missing or is not what it should be.
+        ValueError: if there are too few images for a split by class.
 
     Source: LeCun, Bottou, Bengio and Haffner (1998).
     """
-    train, test = (
-        (
-            _idx(Path(folder) / f"{part}-images-idx3-ubyte", 3)[:, None],
-            _idx(Path(folder) / f"{part}-labels-idx1-ubyte", 1).long(),
-            classes,
-        )
-        for part in ("train", "t10k")
-    )
-    return _splits(folder, train, test)
-
-
-def cifar10(folder: Path | str) -> Splits:
-    """Return CIFAR-10, [3, 32, 32], from a folder with its binary version.
-
-    That is `data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin` and
-    `batches.meta.txt`. A tenth of the training images is for validation.
-
-    Raises:
-        DataError: if a file is missing or is not what it should be.
-
-    Source: Krizhevsky (2009).
-    """
-    folder = Path(folder)
-    names = [*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]
-    files = {name: _content(folder / name) for name in names}
-    for name, data in files.items():
-        if len(data) != len(files[names[0]]) or not data or len(data) % 3073:
-            raise DataError(
-                f"{folder / name} has {len(data)} bytes, not whole records "
-                f"of 3073, as many as the others"
-            )
-    words = _content(folder / "batches.meta.txt").decode(errors="replace")
-    parts = []
-    for data in (b"".join(files[n] for n in names[:5]), files[names[5]]):
-        values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        label, pixels = values.reshape(-1, 3073).split([1, 3072], 1)
-        pixels = pixels.reshape(-1, 3, 32, 32)
-        parts.append((pixels, label[:, 0].long(), tuple(words.split())))
-    return _splits(folder, *parts)
+    whole = _labelled(Path(folder), "train", classes)
+    test = _labelled(Path(folder), "t10k", classes)
+    if whole.pixels.shape[1:] != test.pixels.shape[1:]:
+        raise DataError(f"{folder} holds images of two sizes")
+    validation, train = stratified_split(whole.labels, (len(whole) // 10,), 0)
+    return Splits(whole.take(train), whole.take(validation), test)
