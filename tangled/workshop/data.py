@@ -40,15 +40,11 @@ class DataError(ValueError):
     """Data that cannot be used: one sentence names the file or the field."""
 
 
-def _check_range(where: str, values: Tensor, top: int) -> None:
+def _check_range(name: str, values: Tensor, top: int) -> None:
     """Raise DataError if a value does not lie in 0..top."""
-    outside = (values < 0) | (values > top)
-    if outside.any():
-        place = tuple(outside.nonzero()[0].tolist())
-        raise DataError(
-            f"{where} must lie in 0..{top}, "
-            f"but item {place[0]} has {values[place].item()}"
-        )
+    wrong = values[(values < 0) | (values > top)]
+    if len(wrong):
+        raise DataError(f"{name} must lie in 0..{top}, got {wrong[0].item()}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,15 +137,10 @@ def stratified_split(
     split = _sklearn("model_selection").train_test_split
     classes, rest, parts = labels.cpu().numpy(), np.arange(len(labels)), []
     for size in sizes:
-        try:
-            rest, part = split(
-                rest,
-                test_size=size,
-                stratify=classes[rest],
-                random_state=seed,
-            )
-        except ValueError as error:
-            raise ValueError(f"sizes {sizes} do not fit: {error}") from None
+        here = classes[rest]
+        rest, part = split(
+            rest, test_size=size, stratify=here, random_state=seed
+        )
         parts.append(part)
     return tuple(map(torch.from_numpy, (*parts, rest)))
 
@@ -241,12 +232,7 @@ POSITIONS = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DrawnShapes(Images):
-    """Drawn shapes: `Images` whose labels are shapes, and two attributes.
-
-    Args:
-        colours: numbers of `COLOURS` [N], int64.
-        positions: numbers of `POSITIONS` [N], int64.
-    """
+    """Images of shapes, with the numbers of their colours and positions."""
 
     colours: Int64[Tensor, "N"]
     positions: Int64[Tensor, "N"]

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom, norm
 
 from tangled.workshop.statistics import standard_score, wilson_interval
 
@@ -84,11 +86,43 @@ def test_no_deviation_is_refused(std):
         standard_score(torch.ones(9), 0.5, std)
 
 
-def test_coverage_falls_below_the_promise_beside_one_wrong_answer():
-    # One wrong answer of 500 ends here; above it only 500 right ones cover.
-    accuracy = wilson_interval(499, 500)[1] + 1e-6
-    assert wilson_interval(500, 500)[0] < accuracy
-    assert abs(accuracy**500 - 0.8385) < 5e-4
+def coverage(accuracy, n, confidence=0.95):
+    """Return the probability that the interval contains the accuracy."""
+    ends = [wilson_interval(k, n, confidence) for k in range(n + 1)]
+    inside = [low <= accuracy <= high for low, high in ends]
+    return binom.pmf(range(n + 1), n, accuracy) @ inside
+
+
+@pytest.mark.verifies("prop-wilson")
+def test_the_interval_holds_what_it_contains_by_the_score_test():
+    n, z = 40, norm.ppf(0.975)
+    for accuracy in np.linspace(0.001, 0.999, 333):
+        right = np.arange(n + 1) / n
+        error = math.sqrt(accuracy * (1 - accuracy) / n)
+        accepted = abs(right - accuracy) <= z * error
+        exact = binom.pmf(np.arange(n + 1), n, accuracy) @ accepted
+        assert abs(coverage(accuracy, n) - exact) < 1e-12
+
+
+def test_coverage_keeps_the_promise_on_average():
+    for n, confidence in ((20, 0.95), (200, 0.95), (50, 0.8)):
+        grid = (np.arange(400) + 0.5) / 400
+        found = [coverage(accuracy, n, confidence) for accuracy in grid]
+        assert abs(np.mean(found) - confidence) < 0.01
+
+
+def test_coverage_near_one_is_that_of_few_wrong_answers():
+    # Just above the interval of one wrong answer only a faultless test covers
+    # A, with probability A^n; just below, one wrong answer does so as well.
+    n = 500
+    end = wilson_interval(n - 1, n)[1]
+    above, below = end + 1e-9, end - 1e-9
+    assert wilson_interval(n, n)[0] < below
+    assert abs(coverage(above, n) - above**n) < 1e-9
+    two = below**n + n * below ** (n - 1) * (1 - below)
+    assert abs(coverage(below, n) - two) < 1e-9
+    assert coverage(above, n) < 0.9 < 0.95 < coverage(below, n)
+    assert abs(coverage(1 - 1e-9, n) - 1) < 1e-6
 
 
 @pytest.mark.parametrize(
