@@ -1,19 +1,10 @@
-"""Binomial laws and Wilson's interval against SciPy, which scikit-learn brings along."""
+"""Wilson's interval against SciPy, which scikit-learn brings along."""
 
 import pytest
-import torch
 
-from tangled.workshop.statistics import binomial_law, wilson_interval
+from tangled.workshop.statistics import wilson_interval
 
 stats = pytest.importorskip("scipy.stats")
-
-
-@pytest.mark.parametrize("n", [1, 10, 500, 10_000])
-def test_the_law_is_that_of_scipy(n):
-    p = torch.tensor([0.001, 0.3, 0.97], dtype=torch.float64)
-    k = torch.arange(n + 1)
-    theirs = torch.from_numpy(stats.binom.pmf(k, n, p[:, None].numpy()))
-    torch.testing.assert_close(binomial_law(n, p), theirs, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(

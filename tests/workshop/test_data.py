@@ -1,15 +1,15 @@
-"""Laws of the data sets, and what the readers refuse: each with a real bad file."""
+"""Laws of the data sets, and what the readers refuse: with real bad files."""
 
-import cmath
 import gzip
 import itertools
-import math
 import struct
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
@@ -17,29 +17,16 @@ from tangled.workshop.data import (
     COLOURS,
     POSITIONS,
     SHAPE_NAMES,
+    SHAPES,
     DataError,
     DrawnShapes,
     Images,
-    checkerboard,
-    cifar10,
     digits,
-    eight_gaussians,
-    fashion_mnist,
-    item_keys,
-    item_uniforms,
     mnist,
-    moons,
-    read_caption,
-    rings,
     shapes,
-    signed_distance,
-    spirals,
     stratified_split,
-    swiss_roll,
 )
 from tangled.workshop.statistics import standard_score
-
-SETS = (moons, rings, spirals, swiss_roll, checkerboard, eight_gaussians)
 
 
 def images(n=4, levels=255, classes=3):
@@ -93,12 +80,22 @@ def test_taking_some_keeps_everything_else():
     assert drawn.captions == shapes(5, seed=0, size=8).captions[4:]
 
 
-def test_a_data_set_moves_as_a_whole():
+def test_a_data_set_moves_as_a_whole(monkeypatch):
     data = shapes(3, seed=0, size=8)
-    moved = data.to("cpu")
-    assert isinstance(moved, DrawnShapes)
-    assert moved.captions == data.captions
-    assert torch.equal(moved.pixels, data.pixels)
+    moved = []
+
+    def recorded(tensor, device):
+        moved.append((tensor.data_ptr(), device))
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    there = data.to("elsewhere")
+    monkeypatch.undo()
+    assert isinstance(there, DrawnShapes)
+    assert there.captions == data.captions
+    tensors = data.pixels, data.labels, data.colours, data.positions
+    expected = [(tensor.data_ptr(), "elsewhere") for tensor in tensors]
+    assert sorted(moved) == sorted(expected)
 
 
 @pytest.mark.gpu
@@ -111,63 +108,54 @@ def test_batches_follow_the_device():
     assert torch.equal(x0.cpu(), here)
 
 
-@pytest.mark.usefixtures("plain_errors")
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pixels": torch.zeros(2, 1, 2, 2)}, "pixels must be a uint8"),
-        (
-            {"pixels": torch.zeros(2, 2, 2, dtype=torch.uint8)},
-            r"pixels must be a uint8 tensor \[N, C, H, W\]",
-        ),
-        (
-            {"labels": torch.zeros(2)},
-            r"labels must be an int64 tensor \[N\]",
-        ),
-        (
-            {"labels": torch.zeros(3, dtype=torch.int64)},
-            r"2 images cannot have labels of shape \[3\]",
-        ),
-        (
-            {"labels": torch.zeros(1, dtype=torch.int64)},
-            r"2 images cannot have labels of shape \[1\]",
-        ),
-        (
-            {"labels": torch.tensor([0, 2])},
-            r"labels must lie in 0..1, but that of item 1 is 2",
-        ),
-        (
-            {"labels": torch.tensor([-1, 0])},
-            r"labels must lie in 0..1, but that of item 0 is -1",
-        ),
-        ({"levels": 7}, r"pixels must lie in 0..7, got 9"),
-        ({"levels": 0}, r"levels must lie in 1..255, got 0"),
-        ({"levels": 256}, r"levels must lie in 1..255, got 256"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(change, message):
-    good = {
-        "pixels": torch.full((2, 1, 2, 2), 9, dtype=torch.uint8),
-        "labels": torch.tensor([0, 1]),
-        "classes": ("a", "b"),
-    }
+GOOD = {
+    "pixels": torch.zeros(2, 1, 3, 3, dtype=torch.uint8),
+    "labels": torch.tensor([0, 1]),
+    "classes": ("a", "b"),
+    "levels": 16,
+}
+BAD_IMAGES = {
+    "real pixels": ({"pixels": torch.zeros(2, 1, 3, 3)}, "uint8"),
+    "no channels": ({"pixels": GOOD["pixels"][:, 0]}, r"\[N, C, H, W\]"),
+    "too bright": ({"pixels": GOOD["pixels"] + 17}, "in 0..16, got 17"),
+    "a label too few": ({"labels": torch.tensor([0])}, r"tensor \[2\]"),
+    "real labels": ({"labels": torch.zeros(2)}, "int64"),
+    "a column": ({"labels": torch.tensor([[0], [1]])}, r"tensor \[2\]"),
+    "no such class": ({"labels": torch.tensor([0, 2])}, "in 0..1, got 2"),
+    "below 0": ({"labels": torch.tensor([-1, 0])}, "in 0..1, got -1"),
+    "no levels": ({"levels": 0}, "in 1..255, got 0"),
+    "too many levels": ({"levels": 256}, "in 1..255, got 256"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_images_refuse_what_does_not_fit_together(case, plain_errors):
+    wrong, message = BAD_IMAGES[case]
+    assert len(Images(**GOOD)) == 2
     with pytest.raises(DataError, match=message):
-        Images(**{**good, **change})
+        Images(**{**GOOD, **wrong})
 
 
 # Splits
 
 
-def test_digits_are_the_same_everywhere():
+def test_digits_are_as_said():
     train, validation, test = digits()
     assert (len(train), len(validation), len(test)) == (1097, 200, 500)
-    assert train.pixels.shape[1:] == (1, 8, 8)
-    assert train.levels == 16
-    x0, _ = test[torch.arange(500)]
-    assert (x0.min(), x0.max()) == (-1, 1)
-    weights = torch.arange(1, 501)
-    assert (test.labels * weights).sum() == 561_453
-    assert (validation.labels * weights[:200]).sum() == 87_641
+    for part, again in zip(digits(), (train, validation, test), strict=True):
+        assert part.pixels.shape[1:] == (1, 8, 8)
+        assert part.levels == 16
+        assert torch.equal(part.pixels, again.pixels)
+        x0, _ = part[torch.arange(len(part))]
+        assert (x0.min(), x0.max()) == (-1, 1)
+
+
+def test_digits_carry_their_own_labels():
+    train, _, test = digits()
+    x0 = test.pixels.flatten(1).double()
+    nearest = torch.cdist(x0, train.pixels.flatten(1).double()).argmin(1)
+    right = (train.labels[nearest] == test.labels).double()
+    assert right.mean() > 0.95  # by chance a tenth
 
 
 def test_digits_are_split_without_a_leak():
@@ -181,63 +169,68 @@ def test_digits_are_split_without_a_leak():
         assert (part.labels.bincount() - share).abs().max() < 2
 
 
-@pytest.mark.verifies("alg-split")
+@pytest.mark.verifies("def-split")
+@settings(deadline=None)
 @given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=60),
-    st.integers(0, 2**63 - 1),
-    st.data(),
+    st.lists(st.integers(6, 40), min_size=2, max_size=5),
+    st.floats(0.2, 0.8),
+    st.integers(0, 2**32 - 1),
 )
-def test_a_split_is_a_partition_by_class(classes, seed, data):
-    labels = torch.tensor(classes)
-    total = len(labels)
-    first = data.draw(st.integers(0, total))
-    second = data.draw(st.integers(0, total - first))
-    parts = stratified_split(labels, (first, second), seed)
-    assert [len(p) for p in parts] == [first, second, total - first - second]
-    assert torch.cat(parts).sort().values.tolist() == list(range(total))
-    assert all(p.tolist() == sorted(p.tolist()) for p in parts)
-    for c in labels.unique():
-        share = (labels == c).sum() * first / total
-        assert abs((labels[parts[0]] == c).sum() - share) < 1
+def test_a_split_is_a_partition_with_the_shares_of_the_classes(
+    counts, fraction, seed
+):
+    labels = torch.repeat_interleave(
+        torch.arange(len(counts)), torch.tensor(counts)
+    )
+    labels = labels[torch.randperm(len(labels))]
+    size = round(fraction * len(labels))
+    part, rest = stratified_split(labels, (size,), seed)
+    assert (len(part), part.dtype) == (size, torch.int64)
+    everything = torch.cat([part, rest]).sort().values
+    assert torch.equal(everything, torch.arange(len(labels)))
+    found = labels[part].bincount(minlength=len(counts))
+    share = torch.tensor(counts) * size / len(labels)
+    assert (found - share).abs().max() < 1
 
 
+def test_further_sets_share_what_is_left():
+    labels = torch.arange(100) % 4
+    first, second, rest = stratified_split(labels, (40, 20), 3)
+    assert labels[first].bincount().tolist() == [10] * 4
+    assert labels[second].bincount().tolist() == [5] * 4
+    everything = torch.cat([first, second, rest]).sort().values
+    assert torch.equal(everything, torch.arange(100))
+    (whole,) = stratified_split(labels, (), 3)
+    assert torch.equal(whole, torch.arange(100))
+
+
+@pytest.mark.verifies("def-split")
 def test_every_choice_within_a_class_is_equally_likely():
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
     chosen = [stratified_split(labels, (3,), s)[0] for s in range(3000)]
-    sets = [tuple(c.tolist()) for c in chosen]
+    sets = [tuple(sorted(c.tolist())) for c in chosen]
     pairs = itertools.combinations(range(4), 2)
     for pair, one in itertools.product(pairs, (4, 5)):
         hits = torch.tensor([float(s == (*pair, one)) for s in sets])
-        assert abs(standard_score(hits, 1 / 12)) < 5
+        std = (1 / 12 * 11 / 12) ** 0.5
+        assert abs(standard_score(hits, 1 / 12, std)) < 5
 
 
-def test_keys_are_different_and_follow_no_pattern():
-    keys = item_keys(0, torch.arange(100_000))
-    assert len(keys.unique()) == 100_000
-    assert not torch.equal(keys[:9], item_keys(1, torch.arange(9)))
-    for bit in (0, 17, 40, 63):
-        ones = (keys >> bit & 1).double()
-        assert abs(standard_score(ones, 0.5)) < 5
-        assert abs(standard_score(ones[1:] * ones[:-1], 0.25)) < 5
+@pytest.mark.parametrize("size", [0.1, 1.0, "3", None])
+def test_a_fraction_is_no_size(size, plain_errors):
+    with pytest.raises(TypeError, match="whole numbers of items"):
+        stratified_split(torch.arange(20) % 2, (4, size), 0)
 
 
-def test_a_split_does_not_depend_on_later_items_keys():
-    assert torch.equal(
-        item_keys(3, torch.arange(5, 9)), item_keys(3, torch.arange(9))[5:]
-    )
+@pytest.mark.parametrize("size", [-1, 0, 1, 19, 20, 21])
+def test_sizes_that_leave_a_class_out_are_refused(size):
+    with pytest.raises(ValueError, match=r"test_size|train_size|classes"):
+        stratified_split(torch.arange(20) % 2, (size,), 0)
 
 
-@pytest.mark.parametrize("sizes", [(3,), (1, 2), (-1,)])
-def test_sizes_that_do_not_fit_are_refused(sizes):
-    with pytest.raises(ValueError, match="sizes must not be negative or"):
-        stratified_split(torch.tensor([0, 1]), sizes, seed=0)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**63])
-def test_a_seed_out_of_range_is_refused(seed):
-    message = rf"seed must lie in 0..2\*\*63 - 1, got {seed}"
-    with pytest.raises(ValueError, match=message):
-        item_keys(seed, torch.arange(2))
+def test_a_class_of_one_item_cannot_be_split():
+    with pytest.raises(ValueError, match="least populated class"):
+        stratified_split(torch.tensor([0, 0, 0, 0, 1]), (2,), 0)
 
 
 def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
@@ -250,6 +243,7 @@ def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
 
 
 @pytest.mark.verifies("def-shapes")
+@settings(deadline=None)
 @given(st.integers(0, 2**40), st.integers(0, 30), st.integers(0, 12))
 def test_any_slice_of_the_sequence_is_itself(seed, first, n):
     whole = shapes(42, seed, size=8)
@@ -260,47 +254,66 @@ def test_any_slice_of_the_sequence_is_itself(seed, first, n):
     assert part.captions == same.captions
 
 
-def drawn_slowly(seed, item, size):
-    """Return the bytes of one item, worked out pixel by pixel."""
-    numbers = item_uniforms(seed, torch.tensor([item]), 13 + 3 * size**2)
-    shape, colour, place, *rest = numbers[0].tolist()
-    place = int(9 * place)
-    radius, turn, right, below, *rest = [u - 0.5 for u in rest]
-    tint, paper, grain = rest[:3], rest[3:6], iter(rest[6:])
-    radius, turn = 0.35 + 0.1 * radius, cmath.exp(-0.5j * turn)
-    middle = complex(
-        0.53 * (place % 3 - 1) + 0.1 * right,
-        0.53 * (place // 3 - 1) + 0.1 * below,
-    )
-    line = [(2 * k + 1) / size - 1 for k in range(size)]
-    seen = [
-        (complex(x, y) - middle) * turn / radius for y in line for x in line
-    ]
-    x, y = torch.tensor([[z.real, z.imag] for z in seen]).double().T
-    distance = signed_distance(SHAPE_NAMES[int(10 * shape)], x, y)
-    cover = [
-        min(max(0.5 - radius * size / 2 * d, 0), 1) for d in distance.tolist()
-    ]
-    pure = list(COLOURS.values())[int(8 * colour)]
-    return [
-        255
-        * (
-            c * (pure[k] + 0.1 * tint[k])
-            + (1 - c) * (0.1 + 0.2 * paper[k])
-            + 0.15 * next(grain)
-        )
-        for k in range(3)
-        for c in cover
-    ]
+@pytest.mark.verifies("def-shapes")
+def test_a_picture_alone_is_that_of_the_batch():
+    batch = shapes(20, seed=4)
+    for i in (0, 7, 19):
+        alone = shapes(1, seed=4, first=i)
+        assert torch.equal(alone.pixels[0], batch.pixels[i])
+        assert alone.captions == batch.captions[i : i + 1]
+    other = shapes(20, seed=5)
+    assert not (other.pixels == batch.pixels).flatten(1).all(1).any()
 
 
 @pytest.mark.verifies("def-shapes")
-def test_pictures_are_those_that_are_worked_out_pixel_by_pixel():
-    data = shapes(40, seed=2, size=12)
-    assert len(data.labels.unique()) == 10
-    for item, picture in enumerate(data.pixels):
-        slow = torch.tensor(drawn_slowly(2, item, 12)).clamp(0, 255)
-        assert (picture.flatten() - slow).abs().max() < 0.51  # rounding
+def test_attributes_are_uniform_and_independent():
+    data = shapes(4500, seed=0, size=8)
+    numbers = {
+        "shape": (data.labels, len(SHAPES)),
+        "colour": (data.colours, len(COLOURS)),
+        "position": (data.positions, len(POSITIONS)),
+    }
+    for values, count in numbers.values():
+        hits = torch.nn.functional.one_hot(values, count).double()
+        std = (1 / count * (1 - 1 / count)) ** 0.5
+        assert all(
+            abs(standard_score(row, 1 / count, std)) < 5 for row in hits.T
+        )
+    for (a, m), (b, n) in itertools.combinations(numbers.values(), 2):
+        cells = torch.bincount(a * n + b, minlength=m * n).double()
+        expected = 4500 / (m * n)
+        chi2 = ((cells - expected) ** 2 / expected).sum().item()
+        free = m * n - 1
+        assert abs(chi2 - free) < 5 * (2 * free) ** 0.5
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_fits_into_its_place_and_measures_distance(name):
+    line = np.linspace(-1.5, 1.5, 301)
+    x, y = np.meshgrid(line, line)
+    for angle in (-0.25, 0, 0.25):
+        seen = (x + 1j * y) * np.exp(-1j * angle)
+        inside = SHAPES[name](seen.real, seen.imag) < 0
+        # The outermost centre is 0.58 from the middle, the largest radius
+        # 0.4, so 0.42 / 0.4 of it is left; a fifteenth of a pixel may go.
+        assert np.maximum(abs(x), abs(y))[inside].max() < 1.06
+        assert inside.sum() > 1000
+    distance = SHAPES[name](x, y)
+    slope = np.hypot(*np.gradient(distance, line, line))
+    assert abs(np.median(slope[abs(distance) < 0.05]) - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "narrow"), [("triangle", 0), ("star", 0), ("heart", -1)]
+)
+def test_a_shape_stands_upright(name, narrow):
+    line = np.linspace(-1, 1, 201)
+    distance = SHAPES[name](*np.meshgrid(line, line))  # y points down
+    assert np.allclose(distance, distance[:, ::-1])
+    rows = (distance < -0.02)[(distance < -0.02).any(1)]
+    off = np.where(rows, abs(line), 0).max(1)  # how far off the axis
+    assert off[narrow] < 0.1
+    assert off[-1 - narrow] > 0.3
 
 
 @pytest.mark.parametrize("size", [8, 20, 64])
@@ -316,83 +329,10 @@ def test_no_pictures_are_a_data_set_too():
     assert len(shapes(0, seed=0)) == 0
 
 
-def test_each_shape_is_its_own():
-    line = torch.linspace(-1.2, 1.2, 121)
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    inside = [signed_distance(name, x, y) < 0 for name in SHAPE_NAMES]
-    assert len(SHAPE_NAMES) == 10
-    for one, other in itertools.combinations(inside, 2):
-        overlap = (one & other).sum() / (one | other).sum()
-        assert overlap < 0.81
-    for one in inside:
-        assert one.any()
-        assert not one[0].any()  # a margin on all sides
-        assert not one[:, 0].any()
-
-
-@pytest.mark.parametrize(
-    ("name", "inside", "outside"),
-    [
-        ("diamond", (0.0, 0.8), (0.8, 0.0)),
-        ("triangle", (0.6, 0.4), (0.6, -0.4)),
-        ("star", (0.0, -0.9), (0.0, 0.9)),
-        ("bar", (0.8, 0.0), (0.0, 0.8)),
-        ("crescent", (-0.5, 0.0), (0.5, 0.0)),
-        ("heart", (0.5, -0.5), (0.5, 0.5)),
-    ],
-)
-def test_shapes_stand_upright(name, inside, outside):
-    assert signed_distance(name, *torch.tensor(inside)) < 0
-    assert signed_distance(name, *torch.tensor(outside)) > 0
-
-
-@pytest.mark.verifies("eq-shape-algebra")
-@pytest.mark.parametrize("name", SHAPE_NAMES)
-def test_a_distance_grows_no_faster_than_you_walk(name):
-    generator = torch.Generator().manual_seed(0)
-    a, b = 3 * torch.rand(2, 2, 5000, generator=generator).double() - 1.5
-    near = b * 0.01 + a
-    change = signed_distance(name, *near) - signed_distance(name, *a)
-    walked = (near - a).norm(dim=0)
-    assert (change.abs() <= walked * (1 + 1e-9)).all()
-
-
 def test_colours_have_their_usual_names():
     ours = torch.tensor(list(COLOURS.values()))
     usual = torch.tensor([to_rgb(name) for name in COLOURS])
     assert torch.cdist(ours, usual).argmin(1).tolist() == list(range(8))
-
-
-def test_captions_are_words_in_a_fixed_form():
-    data = shapes(200, seed=0, size=8)
-    for i, text in enumerate(data.captions):
-        shape, colour, position = read_caption(text)
-        expected = (data.labels[i], data.colours[i], data.positions[i])
-        assert (shape, colour, position) == tuple(map(int, expected))
-        words = f"a {list(COLOURS)[colour]} {SHAPE_NAMES[shape]} at the "
-        assert text == words + POSITIONS[position]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "a red circle",
-        "a red circle at the side",
-        "a mauve circle at the top",
-        "A red circle at the top",
-        "a red circle at the top ",
-    ],
-)
-def test_other_words_are_refused(text):
-    with pytest.raises(ValueError, match="is not the caption of a shape"):
-        read_caption(text)
-
-
-def test_an_unknown_shape_is_refused_with_the_names_that_exist():
-    zero = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"one of circle, .*, got 'blob'"):
-        signed_distance("blob", zero, zero)
 
 
 @pytest.mark.parametrize(
@@ -401,64 +341,6 @@ def test_an_unknown_shape_is_refused_with_the_names_that_exist():
 def test_shapes_refuse_arguments_out_of_range(wrong):
     with pytest.raises(ValueError, match="must"):
         shapes(**{"n": 2, "seed": 0, **wrong})
-
-
-def test_uniforms_are_the_published_generator():
-    (key,) = item_keys(5, torch.tensor([9])).tolist()
-    state, expected = key % 2**64, []
-    for _ in range(4):
-        state = (state + 0x9E3779B97F4A7C15) % 2**64
-        x = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-        expected.append(((x ^ x >> 31) >> 11) / 2**53)
-    found = item_uniforms(5, torch.tensor([9]), 4)
-    assert found.tolist() == [expected]
-
-
-def test_numbers_are_uniform_and_unrelated():
-    u = item_uniforms(0, torch.arange(20_000), 3)
-    for one in u.T:
-        assert abs(standard_score(one, 1 / 2)) < 5
-        assert abs(standard_score(one**2, 1 / 3)) < 5
-    neighbours = (u[1:, 0] - 0.5) * (u[:-1, 0] - 0.5)
-    assert abs(standard_score(neighbours, 0.0)) < 5
-    assert abs(standard_score((u[:, 0] - 0.5) * (u[:, 1] - 0.5), 0.0)) < 5
-
-
-# Points in the plane
-
-
-@pytest.mark.parametrize("points", SETS)
-def test_points_follow_their_generator(points):
-    first = points(50, torch.Generator().manual_seed(1))
-    again = points(50, torch.Generator().manual_seed(1))
-    other = points(50, torch.Generator().manual_seed(2))
-    assert (first.shape, first.dtype) == ((50, 2), torch.float32)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert points(0).shape == (0, 2)
-    assert points(3).isfinite().all()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("points", SETS)
-def test_points_are_made_where_their_generator_is(points):
-    assert points(5, torch.Generator("cuda").manual_seed(0)).is_cuda
-
-
-@pytest.mark.parametrize("points", SETS)
-def test_noise_alone_is_a_standard_normal(points):
-    x = points(20_000, torch.Generator().manual_seed(0), 1.0).double()
-    assert all(abs(standard_score(one, 0.0)) < 5 for one in x.T)
-    assert all(abs(standard_score(one**2, 1.0)) < 5 for one in x.T)
-    assert all(abs(standard_score(one**4, 3.0)) < 5 for one in x.T)
-
-
-@pytest.mark.parametrize("noise", [-0.1, 1.5, math.nan])
-@pytest.mark.parametrize("points", SETS)
-def test_noise_out_of_range_is_refused(points, noise):
-    with pytest.raises(ValueError, match=r"noise must lie in 0..1, got"):
-        points(3, noise=noise)
 
 
 # Folders: MNIST and Fashion-MNIST
@@ -477,12 +359,12 @@ def write(path, data):
 
 @pytest.fixture(params=["", ".gz"])
 def folder(request, tmp_path):
-    """A folder as MNIST's, with 27 pictures for training and 2 for the test."""
-    for part, n in (("train", 27), ("t10k", 2)):
-        pixels = [i % 256 for i in range(n * 784)]
+    """A folder as MNIST's: 120 pictures of 3 by 5 to learn, 20 to test."""
+    for part, n in (("train", 120), ("t10k", 20)):
+        pixels = [i * 7 % 256 for i in range(n * 15)]
         write(
             tmp_path / f"{part}-images-idx3-ubyte{request.param}",
-            idx(pixels, (n, 28, 28)),
+            idx(pixels, (n, 3, 5)),
         )
         write(
             tmp_path / f"{part}-labels-idx1-ubyte{request.param}",
@@ -491,60 +373,59 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-FASHION = (
-    "T-shirt/top, Trouser, Pullover, Dress, Coat, "
-    "Sandal, Shirt, Sneaker, Bag, Ankle boot"
-)
-
-
-@pytest.mark.parametrize(
-    ("read", "names"),
-    [(mnist, tuple("0123456789")), (fashion_mnist, (*FASHION.split(", "),))],
-)
-def test_a_folder_comes_back(folder, read, names):
-    train, validation, test = read(folder)
-    assert (len(train), len(validation), len(test)) == (25, 2, 2)
-    assert test.pixels.flatten().tolist() == [i % 256 for i in range(1568)]
-    assert test.labels.tolist() == [0, 1]
-    assert train.classes == test.classes == names
-    again = read(str(folder))
-    assert torch.equal(again.validation.pixels, validation.pixels)
+@pytest.mark.verifies("def-idx")
+def test_pictures_and_labels_come_back_and_stay_together(folder):
+    train, validation, test = mnist(folder)
+    assert (len(train), len(validation), len(test)) == (108, 12, 20)
+    assert test.pixels.shape == (20, 1, 3, 5)
+    assert test.pixels[1, 0, 2].tolist() == [
+        7 * i % 256 for i in range(25, 30)
+    ]
+    assert test.labels.tolist() == [i % 10 for i in range(20)]
+    # The pictures are all different: each finds the label it had before.
+    for part in (train, validation):
+        assert (part.labels.bincount(minlength=10) > 0).all()
+        for picture, label in zip(part.pixels, part.labels, strict=True):
+            values = [7 * i % 256 for i in range(1800)]
+            start = next(
+                i
+                for i in range(120)
+                if values[15 * i : 15 * i + 15] == picture.flatten().tolist()
+            )
+            assert start % 10 == label
+    assert mnist(str(folder)).test.classes == tuple("0123456789")
+    named = mnist(folder, tuple("abcdefghij"))
+    assert named.train.classes == tuple("abcdefghij")
 
 
 def test_the_plain_file_is_read_where_both_are(folder):
-    other = idx([7, 8], (2,))
+    other = idx([9 - i % 10 for i in range(20)], (20,))
     write(folder / "t10k-labels-idx1-ubyte", other)
-    assert mnist(folder).test.labels.tolist() == [7, 8]
-
-
-def replaced(folder, name, data):
-    """Write `data` in place of the file, plain or packed as it was."""
-    (path,) = folder.glob(f"{name}*")
-    write(path, data)
-    return path
+    labels = mnist(folder).test.labels
+    assert labels.tolist() == [9 - i % 10 for i in range(20)]
 
 
 BAD_FILES = {
     "wrong magic number": (
         "train-images",
         idx([0] * 3, (3,)),
-        "begins with 00000801, not 00000803",
+        "is not an IDX file with 3 dimensions",
     ),
     "floats": (
         "t10k-labels",
-        idx([0] * 8, (2,), code=13),
-        "begins with 00000d01, not 00000801",
+        idx([0] * 80, (20,), code=13),
+        "is not an IDX file with 1 dimensions",
     ),
-    "empty": ("t10k-images", b"", "begins with nothing, not 00000803"),
+    "empty": ("t10k-images", b"", "is not an IDX file"),
     "cut in the header": (
         "t10k-images",
-        idx([], (2, 28, 28))[:10],
-        "ends within its header of 16 bytes",
+        idx([], (20, 3, 5))[:10],
+        "is not an IDX file",
     ),
     "cut off": (
         "t10k-images",
-        idx([0] * 1567, (2, 28, 28)),
-        "announces 2 x 28 x 28 values and holds 1567",
+        idx([0] * 299, (20, 3, 5)),
+        "announces 20 x 3 x 5 values and holds 299",
     ),
     "too long": (
         "t10k-labels",
@@ -553,48 +434,41 @@ BAD_FILES = {
     ),
     "another size": (
         "t10k-images",
-        idx([0] * 1512, (2, 27, 28)),
-        "holds images of 27 x 28, not of 28 x 28",
+        idx([0] * 200, (20, 2, 5)),
+        "holds images of two sizes",
     ),
     "a label too many": (
         "t10k-labels",
-        idx([0] * 3, (3,)),
-        r"holds 2 images and t10k-labels-idx1-ubyte\S* 3 labels",
+        idx([0] * 21, (21,)),
+        r"t10k-...-ubyte: labels must be an int64 tensor \[20\]",
     ),
     "label out of range": (
         "train-labels",
-        idx([0] * 26 + [10], (27,)),
-        r"train-labels-idx1-ubyte\S* must lie in 0..9, "
-        "but that of item 26 is 10",
+        idx([0] * 119 + [10], (120,)),
+        r"train-...-ubyte: labels must lie in 0..9, got 10",
     ),
 }
 
 
 @pytest.mark.refutes("def-idx")
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_named_with_what_is_wrong(folder, case):
+def test_a_bad_file_is_named_with_what_is_wrong(folder, case, plain_errors):
     name, data, message = BAD_FILES[case]
-    path = replaced(folder, name, data)
+    (path,) = folder.glob(f"{name}*")
+    write(path, data)
     with pytest.raises(DataError, match=message) as caught:
         mnist(folder)
-    sentence = str(caught.value)
-    assert str(folder) in sentence
-    assert path.name in sentence or "labels" in sentence
-    assert "\n" not in sentence
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_missing_folder_and_a_missing_file_are_named(folder):
-    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
-        mnist(folder / "nowhere")
+def test_a_missing_file_is_named(folder):
     (path,) = folder.glob("t10k-labels*")
     path.unlink()
-    message = (
-        "does not hold t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz"
-    )
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte cannot be"):
         mnist(folder)
-    with pytest.raises(DataError, match="there is no folder"):
-        mnist(path.with_name(next(folder.iterdir()).name))  # a file
+    with pytest.raises(DataError, match=r"nowhere.*cannot be read"):
+        mnist(folder / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -609,9 +483,8 @@ def test_a_missing_folder_and_a_missing_file_are_named(folder):
 def test_what_cannot_be_unpacked_is_named(folder, data):
     for path in list(folder.glob("t10k-images*")):
         path.unlink()
-    path = folder / "t10k-images-idx3-ubyte.gz"
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz cannot"):
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(data)
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte cannot be"):
         mnist(folder)
 
 
@@ -623,106 +496,16 @@ def test_a_folder_in_place_of_a_file_is_named(folder):
         mnist(folder)
 
 
-# Folders: CIFAR-10
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    # As root every file may be read, so the refusal is made here.
+    read = Path.read_bytes
 
-NAMES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
+    def refused(path):
+        if path.name.startswith("train-labels"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
 
-
-def records(labels, first=0):
-    return b"".join(
-        bytes([label]) + bytes((first + i + j) % 256 for j in range(3072))
-        for i, label in enumerate(labels)
-    )
-
-
-@pytest.fixture
-def cifar(tmp_path):
-    """A folder as CIFAR-10's binary version, four records in each file."""
-    (tmp_path / "batches.meta.txt").write_text("\n".join(NAMES) + "\n\n")
-    for k in range(1, 6):
-        data = records([k, k + 1, k + 2, k + 3], first=10 * k)
-        (tmp_path / f"data_batch_{k}.bin").write_bytes(data)
-    (tmp_path / "test_batch.bin").write_bytes(records([9, 8, 7, 6]))
-    return tmp_path
-
-
-@pytest.mark.verifies("def-cifar")
-def test_records_come_back_as_planes(cifar):
-    train, validation, test = cifar10(cifar)
-    assert (len(train), len(validation), len(test)) == (18, 2, 4)
-    assert test.labels.tolist() == [9, 8, 7, 6]
-    assert test.classes == NAMES
-    red, green, blue = test.pixels[0].flatten(1).tolist()
-    assert red == [j % 256 for j in range(1024)]
-    assert green == [(1024 + j) % 256 for j in range(1024)]
-    assert blue == [(2048 + j) % 256 for j in range(1024)]
-    assert test.pixels[1, 0, 1, 0] == 33  # the second row follows the first
-    everything = torch.cat([train.labels, validation.labels])
-    assert everything.bincount().tolist()[1:] == [1, 2, 3, 4, 4, 3, 2, 1]
-
-
-BAD_CIFAR = {
-    "cut off": (
-        "data_batch_3.bin",
-        records([0] * 4)[:-1],
-        "data_batch_3.bin has 12291 bytes, not whole records of 3073",
-    ),
-    "too long": (
-        "test_batch.bin",
-        records([0]) + b"\0",
-        "test_batch.bin has 3074 bytes",
-    ),
-    "empty": ("test_batch.bin", b"", "test_batch.bin has 0 bytes"),
-    "a record is missing": (
-        "data_batch_5.bin",
-        records([0] * 3),
-        "data_batch_5.bin holds 3 records, not 4 like the longest",
-    ),
-    "a record of the test is missing": (
-        "test_batch.bin",
-        records([9, 8, 7]),
-        "test_batch.bin holds 3 records, not 4 like the longest",
-    ),
-    "a record too many": (
-        "data_batch_1.bin",
-        records([0] * 5),
-        "data_batch_2.bin holds 4 records, not 5 like the longest",
-    ),
-    "label out of range": (
-        "data_batch_2.bin",
-        records([0, 1, 10, 3]),
-        r"data_batch_2.bin must lie in 0..9, but that of item 2 is 10",
-    ),
-    "nine classes": (
-        "batches.meta.txt",
-        " ".join(NAMES[1:]).encode(),
-        "batches.meta.txt names 9 classes, not 10",
-    ),
-    "not a text": (
-        "batches.meta.txt",
-        b"\xff\xfe\x00",
-        "batches.meta.txt names 1 classes, not 10",
-    ),
-}
-
-
-@pytest.mark.refutes("def-cifar")
-@pytest.mark.parametrize("case", BAD_CIFAR)
-def test_a_bad_cifar_file_is_named_with_what_is_wrong(cifar, case):
-    name, data, message = BAD_CIFAR[case]
-    (cifar / name).write_bytes(data)
-    with pytest.raises(DataError, match=message) as caught:
-        cifar10(cifar)
-    assert str(cifar) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "name", ["batches.meta.txt", "data_batch_4.bin", "test_batch.bin"]
-)
-def test_a_missing_cifar_file_is_named(cifar, name):
-    (cifar / name).unlink()
-    with pytest.raises(DataError, match=f"does not hold {name}"):
-        cifar10(cifar)
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    message = "train-labels-idx1-ubyte cannot be read: .*Permission denied"
+    with pytest.raises(DataError, match=message):
+        mnist(folder)
