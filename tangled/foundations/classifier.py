@@ -80,16 +80,11 @@ class Classifier(nn.Module):
 
 def _level(before: int, after: int) -> nn.Sequential:
     """Return two convolutions and a pooling that halves height and width."""
-    return nn.Sequential(
-        *_block(before, after), *_block(after, after), nn.MaxPool2d(2)
-    )
-
-
-def _block(before: int, after: int) -> tuple[nn.Module, ...]:
-    """Return a convolution, its normalisation and its activation."""
-    # The normalisation has a bias of its own.
-    convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
-    return convolution, nn.GroupNorm(8, after), nn.SiLU()
+    layers: list[nn.Module] = []
+    for channels in (before, after):  # the normalisation has its own bias
+        layers.append(nn.Conv2d(channels, after, 3, padding=1, bias=False))
+        layers += nn.GroupNorm(8, after), nn.SiLU()
+    return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
 def classification_losses(
@@ -102,14 +97,57 @@ def classification_losses(
     return F.cross_entropy(model(x0), labels, reduction="none")
 
 
+def learn(
+    build: Callable[[], nn.Module],
+    train_set: Images,
+    steps: int,
+    seed: int,
+    folder: Path | None = None,
+    save_every: int | None = None,
+    micro_batches: int = 1,
+    device: torch.device | str = "cpu",
+) -> Run:
+    """Train a classifier in batches of 64; arguments and errors as in `train`.
+
+    Args:
+        build: makes the classifier; its first weights follow from the seed.
+        train_set: the labelled images.
+        steps: number of steps.
+        seed: of the first weights, the order and the dropout.
+        folder: for checkpoints and log.
+        save_every: steps between checkpoints.
+        micro_batches: parts of a process's share of the 64.
+        device: where to train.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = build().to(device)
+    return train(
+        model,
+        classification_losses,
+        train_set,
+        AdamW(model.parameters(), lr=3e-3, weight_decay=0.01),
+        Training(steps, micro_batches=micro_batches, seed=seed),
+        lr_factor=warmup_cosine(steps, warmup=steps // 10),
+        folder=folder,
+        save_every=save_every,
+        log_every=10,
+    )
+
+
 @torch.no_grad()
 def predictions(
     model: nn.Module, images: Images, batch_size: int = 500
 ) -> Int64[Tensor, "N"]:
-    """Return the most likely class of each picture, on the CPU."""
-    device = next(model.parameters()).device
+    """Return the most likely class of each picture, on the CPU.
+
+    The model answers in evaluation mode, whatever mode it is in.
+    """
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
     parts = torch.arange(len(images)).split(batch_size)
     logits = [model(images[part][0].to(device)).cpu() for part in parts]
+    model.train(training)
     return torch.cat(logits).argmax(1)
 
 
@@ -121,46 +159,6 @@ def digits_classifier() -> Classifier:
 def shapes_classifier() -> Classifier:
     """Return an untrained classifier of the coloured shapes."""
     return Classifier(3, len(SHAPE_NAMES), width=8, levels=3)
-
-
-def learn(
-    build: Callable[[], Classifier],
-    train_set: Images,
-    steps: int,
-    seed: int,
-    folder: Path | None = None,
-    save_every: int | None = None,
-    micro_batches: int = 1,
-    device: torch.device | str = "cpu",
-) -> Run:
-    """Train a classifier in batches of 64.
-
-    Args:
-        build: makes the classifier; its first weights follow from the seed.
-        train_set: the labelled images.
-        steps: number of steps.
-        seed: of the first weights, the order and the dropout.
-        folder: for checkpoints and log, as in `train`.
-        save_every: steps between checkpoints.
-        micro_batches: parts of a process's share of the 64.
-        device: where to train.
-
-    Errors are those of `train`.
-    """
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        model = build().to(device)
-    return train(
-        model,
-        classification_losses,
-        train_set,
-        AdamW(model.parameters(), lr=3e-3, weight_decay=0.01),
-        Training(steps, micro_batches=micro_batches, seed=seed),
-        schedule=warmup_cosine(steps, warmup=steps // 10),
-        folder=folder,
-        save_every=save_every,
-        log_every=10,
-    )
 
 
 @recipe(steps=400, seed=0)
@@ -201,25 +199,16 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--micro-batches", type=int, default=1)
-    options = parser.parse_args(arguments)
-    if options.data == "digits":
+    options = vars(parser.parse_args(arguments))
+    if options.pop("data") == "digits":
         build, (train_set, _, test_set) = digits_classifier, digits()
     else:
         build, train_set = shapes_classifier, shapes(4000, 0, first=1000)
         test_set = shapes(1000, 0)
     try:
         with process_group() as device:
-            run = learn(
-                build,
-                train_set,
-                options.steps,
-                options.seed,
-                options.folder,
-                options.save_every,
-                options.micro_batches,
-                device,
-            )
-            answers = predictions(run.model.eval(), test_set)
+            run = learn(build, train_set, device=device, **options)
+            answers = predictions(run.model, test_set)
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130

@@ -3,69 +3,59 @@
 Tangled from book/foundations/training.md.
 """
 
-import copy
 import hashlib
+import itertools
 import json
 import math
+import operator
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    closing,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
-from tqdm import tqdm
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Dataset, IterableDataset, default_collate
+from tqdm.auto import tqdm
 
 from tangled.workshop.checkpoint import (
-    CheckpointError,
-    explained,
     load_checkpoint,
-    locked,
     model_tensors,
     new_folder,
     read_config,
     read_tensors,
-    remove_leftovers,
-    write_checkpoint,
+    save_checkpoint,
 )
 
 __all__ = [
-    "Dataset",
     "Losses",
-    "MovingAverage",
-    "Part",
+    "LRFactor",
     "Row",
     "Run",
-    "Schedule",
     "Training",
     "TrainingError",
     "accumulate",
     "batch_indices",
     "checkpoints",
-    "constant",
     "derived_seed",
     "interruptible",
+    "moving_average",
     "process_group",
     "read_log",
-    "through",
     "train",
     "warmup_cosine",
 ]
@@ -98,37 +88,24 @@ def batch_indices(
     Implements def-batches, eq-batch-order, prop-batch-gradient
     (book/foundations/training.md).
     """
-    if not 1 <= batch_size <= n:
-        raise ValueError(
-            f"batch_size must lie between 1 and the {n} examples of the "
-            f"data, got {batch_size}"
-        )
+    _require(
+        1 <= batch_size <= n,
+        f"batch_size must lie between 1 and the {n} examples of the data, "
+        f"got {batch_size}",
+    )
     epoch, batch = divmod(step, n // batch_size)
     order = _epoch_order(n, epoch, seed)
     return order[batch * batch_size : (batch + 1) * batch_size]
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says why, and what is kept."""
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """Examples in memory: their number, and batches of them by index."""
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        ...
-
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors of a batch, each [B, *dims]."""
-        ...
+def _require(holds: bool, sentence: str) -> None:
+    """Raise a ValueError with this sentence unless something holds."""
+    if not holds:
+        raise ValueError(sentence)
 
 
 # What a model is trained on: (model, batch, generator) -> losses [items].
 Losses = Callable[[nn.Module, Any, torch.Generator], Float[Tensor, "items"]]
-# A part of a batch, and the seed of all that is drawn for it.
-Part = tuple[tuple[Tensor, ...], int]
 
 
 def _seeded(device: torch.device, seed: int) -> torch.Generator:
@@ -143,98 +120,76 @@ def _seeded(device: torch.device, seed: int) -> torch.Generator:
 def accumulate(
     model: nn.Module,
     losses: Losses,
-    parts: Sequence[Part],
+    parts: Iterable[tuple[Any, int]],
     precision: str = "float32",
 ) -> tuple[Float[Tensor, ""], int]:
-    """Add the gradients of the summed losses of the parts.
-
-    A model under DistributedDataParallel exchanges its gradients with the
-    last part alone.
+    """Add the gradients of the summed losses of the parts, (batch, seed).
 
     Returns:
         The sum of the losses, in the units of `losses`, and their number.
 
-    Implements eq-mean-gradient (book/foundations/training.md).
+    Raises:
+        TypeError: if `losses` returns something else than one loss per item.
+
+    Implements eq-mean-gradient, prop-weighted-parts
+    (book/foundations/training.md).
     """
     device = next(model.parameters()).device
-    total, items = torch.zeros((), device=device), 0
-    for number, (batch, seed) in enumerate(parts, 1):
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    total, items = torch.zeros((), device=device, dtype=wide), 0
+    low = precision == "bfloat16"
+    for batch, seed in parts:
         generator = _seeded(device, seed)
-        batch = tuple(x.to(device, non_blocking=True) for x in batch)
-        last = number == len(parts)
-        with _exchange(model, last), _autocast(device, precision):
-            each = losses(model, batch, generator)
-        loss = each.sum()
-        loss.backward()
-        total, items = total + loss.detach(), items + each.numel()
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            each = losses(model, _moved(batch, device), generator)
+        if each.ndim != 1:
+            raise TypeError(
+                "losses must return one number for each item, [items], "
+                f"got shape {list(each.shape)}"
+            )
+        each.sum().backward()
+        total += each.detach().sum(dtype=wide)
+        items += len(each)
     return total, items
 
 
-def _exchange(model: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Let processes exchange gradients now, or not yet."""
-    waits = isinstance(model, DistributedDataParallel) and not now
-    return model.no_sync() if waits else nullcontext()
+def _moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch on a device: a tensor, or what tensors are nested in."""
+    if isinstance(batch, Mapping):
+        return {name: _moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(_moved(value, device) for value in batch)
+    return (
+        batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
+    )
 
 
-def _autocast(
-    device: torch.device, precision: str
-) -> AbstractContextManager[None]:
-    """Let the layers that may compute in bfloat16, if that is asked for."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an average of the weights that a model will have had.
 
-
-def through(
-    x: Float[Tensor, "*dims"], dtype: torch.dtype, scale: float = 1.0
-) -> Float[Tensor, "*dims"]:
-    """Return x after a trip through a narrow dtype, scaled for the way.
-
-    Implements eq-loss-scaling, prop-loss-scaling
-    (book/foundations/training.md).
-    """
-    return (x * scale).to(dtype).to(x.dtype) / scale
-
-
-class MovingAverage:
-    """An average of the weights that a model has had, recent ones first.
-
-    At first the plain mean of all of them, later the exponential moving
-    average: step k has weight max(1 - decay, 1 / k) when it arrives.
+    Call `update_parameters(model)` after each step: at first it is the plain
+    mean of all weights so far, later their exponential moving average. What
+    the model is now does not count; buffers are copied.
 
     Args:
-        model: the model; its current weights do not count.
+        model: its copy, in evaluation mode, is the attribute `module`.
         decay: in [0, 1); it remembers about 1 / (1 - decay) steps.
 
-    Attributes:
-        model: a copy of the model that holds the average, in eval mode.
-        steps: how many weights have been averaged.
-
-    Raises:
-        ValueError: if the decay lies outside [0, 1).
+    Implements eq-moving-average, prop-moving-average
+    (book/foundations/training.md).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.decay, self.steps = decay, 0
+    def towards(
+        means: list[Tensor], weights: list[Tensor], _: Tensor
+    ) -> None:
+        share = max(1 - decay, 1 / (int(average.n_averaged) + 1))
+        new = [w.to(m.dtype) for w, m in zip(weights, means, strict=True)]
+        torch._foreach_lerp_(means, new, share)
 
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights of the model; its buffers are copied.
-
-        Implements eq-moving-average, prop-moving-average
-        (book/foundations/training.md).
-        """
-        self.steps += 1
-        weight = max(1 - self.decay, 1 / self.steps)
-        own, new = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(own, new, weight)
-        for mine, theirs in zip(
-            self.model.buffers(), model.buffers(), strict=True
-        ):
-            mine.copy_(theirs)
+    average = AveragedModel(model, multi_avg_fn=towards)
+    if any(p.dtype.itemsize < 4 for p in model.parameters()):
+        average.module.float()
+    return average.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)
@@ -263,49 +218,45 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
-        if self.max_norm is not None and not self.max_norm > 0:
-            raise ValueError(f"max_norm must be > 0, got {self.max_norm}")
-        if self.precision == "float16":
-            raise ValueError(
-                "precision float16 needs loss scaling, which this loop does "
-                "not do; use bfloat16"
+        norm, decay = self.max_norm, self.ema_decay
+        some, whole = range(1, 2**63), "a whole number from 1 on"
+        rules = {
+            "steps": (self.steps in some, whole),
+            "batch_size": (self.batch_size in some, whole),
+            "micro_batches": (self.micro_batches in some, whole),
+            "max_norm": (norm is None or norm > 0, "positive or None"),
+            "ema_decay": (
+                decay is None or 0 <= decay < 1,
+                "in [0, 1) or None",
+            ),
+            "precision": (
+                self.precision in ("float32", "bfloat16"),
+                "float32 or bfloat16 (float16 needs loss scaling)",
+            ),
+            "seed": (self.seed in range(2**63), "a whole number from 0 on"),
+        }
+        for name, (holds, what) in rules.items():
+            _require(
+                holds, f"{name} must be {what}, got {getattr(self, name)!r}"
             )
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(
-                "precision must be float32 or bfloat16, "
-                f"got {self.precision!r}"
-            )
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
 # The factor of the learning rates in step 0, 1, 2, ...
-Schedule = Callable[[int], float]
+LRFactor = Callable[[int], float]
 
 
-def constant(step: int) -> float:
-    """Return 1: a learning rate that does not change."""
-    return 1.0
-
-
-def warmup_cosine(steps: int, warmup: int, final: float = 0.0) -> Schedule:
-    """Return a schedule: up in a line to 1, down along a cosine to `final`.
+def warmup_cosine(steps: int, warmup: int, final: float = 0.0) -> LRFactor:
+    """Return a factor: up in a line to 1, down along a cosine to `final`.
 
     Raises:
         ValueError: if the warm-up is not shorter than the run.
 
     Implements eq-warmup-cosine (book/foundations/training.md).
     """
-    if not 0 <= warmup < steps:
-        raise ValueError(
-            f"warmup must lie in 0..{steps - 1} for {steps} steps, "
-            f"got {warmup}"
-        )
+    _require(
+        0 <= warmup < steps,
+        f"warmup must lie in 0..{steps - 1} for {steps} steps, got {warmup}",
+    )
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -314,6 +265,10 @@ def warmup_cosine(steps: int, warmup: int, final: float = 0.0) -> Schedule:
         return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
 
     return factor
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says why, and what is kept."""
 
 
 # One line of the log: what is known of a step.
@@ -327,27 +282,62 @@ def _place() -> tuple[int, int]:
     return 0, 1
 
 
-class Run:
-    """A training run between two steps.
+def _trained(
+    model: nn.Module, optimizer: Optimizer
+) -> dict[str, nn.Parameter]:
+    """Return the trained parameters by name, in the optimiser's order."""
+    wrapped = isinstance(model, DataParallel | DistributedDataParallel)
+    if wrapped or any(hasattr(p, "placements") for p in model.parameters()):
+        raise TypeError(
+            "model must be the model itself, not wrapped and not sharded: "
+            "train shares its gradients among the processes"
+        )
+    if any(p.dtype == torch.float16 for p in model.parameters()):
+        raise TypeError(
+            "model has float16 parameters, which need loss scaling"
+        )
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"model: a checkpoint holds tensors, and '{name}' is of type "
+                f"{type(value).__name__}"
+            )
+    trained = {p: n for n, p in model.named_parameters() if p.requires_grad}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    lacking = sorted(trained[p] for p in trained.keys() - set(held))
+    _require(
+        not lacking and len(held) == len(trained),
+        "the optimizer must hold what the model trains: it lacks "
+        f"{lacking} and has {len(held)} parameters for {len(trained)}",
+    )
+    return {trained[p]: p for p in held}
 
-    Args:
-        model: the model, on the device where it is trained.
-        losses: one loss for each item of a batch, in any unit.
-        data: the examples.
-        optimizer: holds exactly the parameters that need a gradient.
-        config: what the run does.
-        schedule: the factor of the optimiser's learning rates by step.
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the settings of each parameter group, as JSON gives them back."""
+    groups = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    return _plain(groups, "the optimizer's settings")
+
+
+def _plain(value: Any, what: str) -> Any:
+    """Return a value as JSON gives it back, if JSON can hold it."""
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise TypeError(f"a checkpoint cannot hold {what}: {error}") from None
+
+
+class Run:
+    """A training run between two steps; `train` describes the arguments.
 
     Attributes:
         step: how many steps are done.
         average: the moving average of the weights, if there is one.
         log: a row for each of these steps, or for some; in the first process
             also those of earlier starts.
-
-    Raises:
-        ValueError: if a batch is larger than the data or cannot be cut
-            evenly, or the optimiser holds other parameters.
-        TypeError: if JSON cannot hold a setting of the optimiser.
 
     Implements def-run-state (book/foundations/training.md).
     """
@@ -356,208 +346,248 @@ class Run:
         self,
         model: nn.Module,
         losses: Losses,
-        data: Dataset,
+        data: Any,
         optimizer: Optimizer,
         config: Training,
-        schedule: Schedule = constant,
+        lr_factor: LRFactor = lambda step: 1.0,
     ) -> None:
         self.model, self.losses, self.data = model, losses, data
         self.optimizer, self.config = optimizer, config
-        self.schedule = schedule
+        self.lr_factor = lr_factor
+        # A compiled model has the one that checkpoints know inside.
+        self.core: nn.Module = getattr(model, "_orig_mod", model)
+        self.device = next(model.parameters()).device
         self.rank, self.processes = _place()
-        parts = self.processes * config.micro_batches
-        if config.batch_size % parts:
-            raise ValueError(
-                f"batch_size {config.batch_size} cannot be cut into "
-                f"{self.processes} x {config.micro_batches} equal parts "
-                "(processes x micro_batches)"
-            )
-        batch_indices(len(data), config.batch_size, 0, config.seed)
-        decay = config.ema_decay
-        self.average = None if decay is None else MovingAverage(model, decay)
         self.step, self.log = 0, list[Row]()
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        self._named = self._trained()
-        self._setup(0)  # better a TypeError now than at the first save
-        self._parallel = (
-            DistributedDataParallel(model) if self.processes > 1 else model
+        self.trained = _trained(self.core, optimizer)
+        self._indexed = _indexed(data, config, self.processes)
+        self._batches: Iterator[Any] | None = None
+        decay = config.ema_decay
+        self.average = (
+            None if decay is None else moving_average(self.core, decay)
         )
+        self._settings = _settings(optimizer)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._exempt = self._not_finite()
 
-    def _trained(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name, as the optimiser has them."""
-        trained = {
-            parameter: name
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-        held = [
-            parameter
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-        ]
-        lacking = [trained[p] for p in trained.keys() - set(held)]
-        if lacking or len(held) > len(trained):
-            raise ValueError(
-                "the optimizer must hold what the model trains: it lacks "
-                f"{sorted(lacking)} and has {len(held)} parameters for "
-                f"{len(trained)}"
-            )
-        return {trained[parameter]: parameter for parameter in held}
+    @property
+    def averaged(self) -> nn.Module:
+        """The average of the weights as a model; the model if there is none."""
+        return self.core if self.average is None else self.average.module
 
-    def gradient(self, stop: bool = False) -> tuple[Row, bool]:
+    def gradient(self, stop: bool = False) -> Float[Tensor, "4"]:
         """Set the gradient of the mean loss of the next step, clipped.
+
+        A parameter that no loss reaches has the gradient 0.
 
         Args:
             stop: whether this process was asked to stop.
 
         Returns:
-            The mean loss, the norm of its gradient before clipping and the
-            number of items; and whether any process was asked to stop.
+            The mean loss, the norm of its gradient before clipping, the
+            number of items, and how many processes were asked to stop. Only
+            to look at them makes an accelerator wait.
 
-        Implements eq-shared-gradient, eq-clip, prop-weighted-parts
-        (book/foundations/training.md).
+        Implements eq-shared-gradient, eq-clip (book/foundations/training.md).
         """
         self.optimizer.zero_grad()
         total, items = accumulate(
-            self._parallel, self.losses, self.parts(), self.config.precision
+            self.model, self.losses, self.parts(), self.config.precision
         )
-        sums = torch.tensor([0.0, items, stop], device=total.device)
-        sums[0] = total
+        sums = torch.stack([total, *total.new_tensor([items, stop])])
+        parameters = self.trained.values()
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients = [p.grad for p in parameters]
         if self.processes > 1:
-            dist.all_reduce(sums)
-        gradients = [
-            parameter.grad
-            for parameter in self._named.values()
-            if parameter.grad is not None
-        ]
-        scale = self.processes / sums[1].to(gradients[0].dtype)
-        norm = scale * nn.utils.get_total_norm(gradients)
+            _exchange([sums, *gradients], dist.all_reduce)
+        norm = (
+            nn.utils.get_total_norm([_wide(g) for g in gradients]) / sums[1]
+        )
+        scale = 1 / sums[1]
         if self.config.max_norm is not None:
             # At norm 0 it is min(1, inf); the library's has an epsilon there.
             scale = scale * (self.config.max_norm / norm).clamp(max=1.0)
         torch._foreach_mul_(gradients, scale)
-        told = torch.cat([sums, norm.to(sums.dtype)[None]])
-        loss, n, stops, length = told.tolist()  # the only wait
-        row: Row = {"loss": loss / n if n else math.nan, "norm": length}
-        row["items"] = int(n)
-        return row, stops > 0
+        return torch.stack([sums[0] / sums[1], norm.to(sums), *sums[1:]])
 
-    def parts(self) -> list[Part]:
-        """Return what this process works on in the next step."""
-        config, share = self.config, self.config.micro_batches
-        indices = batch_indices(
-            len(self.data), config.batch_size, self.step, config.seed
-        )
-        cut = indices.chunk(self.processes * share)
-        return [
-            (self.data[cut[j]], derived_seed(config.seed, 1, self.step, j))
-            for j in range(self.rank * share, (self.rank + 1) * share)
-        ]
+    def agree(self, tensors: Iterable[Tensor] | None = None) -> None:
+        """Give all processes the tensors of the first; else the model's."""
+        if self.processes > 1:
+            everything = (*self.core.parameters(), *self.core.buffers())
+            tensors = everything if tensors is None else tensors
+            _exchange(tensors, lambda x: dist.broadcast(x, 0))
 
-    def update(self, stop: bool = False) -> tuple[Row, bool]:
+    def update(
+        self, stop: bool = False, look: bool = True
+    ) -> tuple[Row, bool]:
         """Make one step; return its row of the log, and whether to stop.
 
+        Args:
+            stop: whether this process was asked to stop.
+            look: whether to read loss and norm. Without it the row is empty,
+                an accelerator need not wait, and several processes stop only
+                at a step that looks.
+
         Raises:
-            TrainingError: if the loss or its gradient is not finite; the
-                weights are then as they were.
+            TrainingError: if what is read is not finite; the weights are then
+                as they were.
         """
-        told, stopped = self.gradient(stop)
-        if not all(map(math.isfinite, told.values())):
-            raise TrainingError(
-                f"step {self.step + 1}: the loss is {told['loss']} over "
-                f"{told['items']} items, with a gradient of norm "
-                f"{told['norm']}"
-            )
-        factor = self.schedule(self.step)
-        for group, rate in zip(
-            self.optimizer.param_groups, self._rates, strict=True
-        ):
+        told, factor, row = self.gradient(stop), self.lr_factor(self.step), {}
+        if look:
+            loss, norm, items, stops = told.tolist()  # the only wait
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise TrainingError(
+                    f"step {self.step + 1}: the loss is {loss} over "
+                    f"{int(items)} items, with a gradient of norm {norm}"
+                )
+            row = {"step": self.step + 1, "lr": self._rates[0] * factor}
+            row |= {"loss": loss, "norm": norm, "items": int(items)}
+            stop = stops > 0
+        groups = self.optimizer.param_groups
+        for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
-        for group, rate in zip(
-            self.optimizer.param_groups, self._rates, strict=True
-        ):
+        for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate
         self.step += 1
+        self.agree(self.core.buffers())
         if self.average is not None:
-            self.average.update(self.model)
-        row: Row = {"step": self.step, "lr": self._rates[0] * factor}
-        return row | told, stopped
+            self.average.update_parameters(self.core)
+        return row, stop and (look or self.processes == 1)
+
+    def parts(self) -> Iterator[tuple[Any, int]]:
+        """Yield what this process works on in the next step, and its seeds.
+
+        Implements def-run-state (book/foundations/training.md).
+        """
+        seed, share = self.config.seed, self.config.micro_batches
+        count = self.processes * share
+        if self._indexed:
+            size, n = self.config.batch_size, len(self.data)
+            cut = batch_indices(n, size, self.step, seed).chunk(count)
+        elif self._batches is None:
+            self._batches = _stream(self.data, seed, self.step * count)
+        for j in range(count):
+            mine, drawn = j // share == self.rank, (seed, 1, self.step, j)
+            if not self._indexed:  # it has no other way to skip a part
+                batch = next(self._batches)
+            elif mine:
+                torch.manual_seed(derived_seed(*drawn, 0))
+                batch = _batch(self.data, cut[j])
+            if mine:
+                yield batch, derived_seed(*drawn)
 
     def close(self) -> None:
-        """Exchange no more gradients; call it before the processes part."""
-        # A wrapper that outlives its group can wait for that group for ever.
-        self._parallel = self.model
+        """Let the workers of a data loader go."""
+        if self._batches is not None:
+            self._batches.close()
 
-    @property
-    def averaged(self) -> nn.Module:
-        """The average of the weights as a model; the model if there is none."""
-        return self.model if self.average is None else self.average.model
-
-    def _setup(self, step: int) -> dict[str, Any]:
-        """Return what must not change from one start to the next."""
-        setup = asdict(self.config)
-        del setup["steps"]
-        setup["examples"] = len(self.data)
-        setup["processes"] = self.processes
-        setup["optimizer"] = type(self.optimizer).__name__
-        setup["schedule's factor"] = self.schedule(max(step - 1, 0))
-        names = {parameter: name for name, parameter in self._named.items()}
-        for number, (group, rate) in enumerate(
-            zip(self.optimizer.param_groups, self._rates, strict=True)
-        ):
-            held = [names[parameter] for parameter in group["params"]]
-            settings = {**group, "lr": rate, "params": held}
-            for name, value in settings.items():
-                setup[f"{name} of parameter group {number}"] = value
-        return json.loads(json.dumps(setup))  # as a file gives it back
-
-    def _remembered(self) -> dict[str, Tensor]:
-        """Return the optimiser's state by name of parameter and of entry."""
-        return {
-            f"{name}.{entry}": value
-            for name, parameter in self._named.items()
-            for entry, value in self.optimizer.state.get(
-                parameter, {}
-            ).items()
-            if value is not None
-        }
-
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, log: int = 0) -> Path:
         """Write the state into a new folder step-<number>, or nothing at all.
 
+        Args:
+            folder: that of the run.
+            log: size of its log, in bytes.
+
         Raises:
-            CheckpointError: if that exists or cannot be written.
-            TrainingError: if a weight is not finite; nothing is written.
+            TrainingError: if an entry is not finite that was at the start.
+            CheckpointError: if the folder exists or cannot be written.
 
         Implements thm-resume (book/foundations/training.md).
         """
-        for name, parameter in self.model.named_parameters():
-            if not parameter.isfinite().all():
-                raise TrainingError(
-                    f"step {self.step}: {name} has an entry that is not finite"
-                )
+        for name in sorted(self._not_finite() - self._exempt):
+            raise TrainingError(
+                f"step {self.step}: {name} has an entry that is not finite"
+            )
+        tensors, rest = self._remembered()
+        told = {"step": self.step, "log": log, "optimizer": rest}
         target = Path(folder) / f"step-{self.step:08d}"
         with new_folder(target) as partial:
-            setup = {"step": self.step, "setup": self._setup(self.step)}
-            write_checkpoint(partial, model_tensors(self.model), setup)
-            (partial / "optimizer").mkdir()
-            write_checkpoint(partial / "optimizer", self._remembered(), {})
+            model, setup = model_tensors(self.core), self._setup(self.step)
+            save_checkpoint(partial / "model", model, told | {"setup": setup})
+            save_checkpoint(partial / "optimizer", tensors, {})
             if self.average is not None:
-                (partial / "average").mkdir()
-                write_checkpoint(
-                    partial / "average", model_tensors(self.average.model), {}
-                )
+                average = model_tensors(self.averaged)
+                save_checkpoint(partial / "average", average, {})
         return target
 
-    def restore(self, checkpoint: Path) -> None:
-        """Take over the state that `save` wrote.
+    def restore(self, checkpoint: Path) -> int:
+        """Take over the state that `save` wrote; return the log's size.
 
         Raises:
             CheckpointError: if it cannot be read or is another model's.
             TrainingError: if it is the state of another run.
         """
-        told = read_config(checkpoint)
+        told = read_config(checkpoint / "model")
+        self._compare(checkpoint, told)
+        load_checkpoint(self.core, checkpoint / "model")
+        tensors = read_tensors(checkpoint / "optimizer")
+        self._remember(tensors, told["optimizer"])
+        self.step = told["step"]
+        if self.average is not None:
+            load_checkpoint(self.averaged, checkpoint / "average")
+            self.average.n_averaged.fill_(self.step)
+        return told["log"]
+
+    def _remembered(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what the optimiser remembers: tensors, and the rest."""
+        entries = {
+            f"{name}.{entry}": value
+            for name, parameter in self.trained.items()
+            for entry, value in self.optimizer.state.get(
+                parameter, {}
+            ).items()
+        }
+        tensors = {n: x for n, x in entries.items() if isinstance(x, Tensor)}
+        rest = {
+            "settings": _settings(self.optimizer),
+            "entries": {n: x for n, x in entries.items() if n not in tensors},
+            "on the CPU": sorted(n for n, x in tensors.items() if x.is_cpu),
+        }
+        return tensors, _plain(rest, "what the optimizer remembers")
+
+    def _remember(
+        self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
+    ) -> None:
+        """Give the optimiser its state back, bit for bit."""
+        groups = self.optimizer.param_groups
+        for group, settings in zip(groups, rest["settings"], strict=True):
+            group |= settings
+        moved = {
+            name: x if name in rest["on the CPU"] else x.to(self.device)
+            for name, x in tensors.items()
+        }
+        for name, value in (moved | rest["entries"]).items():
+            parameter, _, entry = name.rpartition(".")
+            self.optimizer.state[self.trained[parameter]][entry] = value
+
+    def _not_finite(self) -> set[str]:
+        """Return the names of what has entries that are not finite."""
+        return {
+            name
+            for name, tensor in model_tensors(self.core).items()
+            if tensor.is_floating_point() and not tensor.isfinite().all()
+        }
+
+    def _setup(self, step: int) -> dict[str, Any]:
+        """Return what must not change from one start to the next."""
+        setup: dict[str, Any] = asdict(self.config)
+        del setup["steps"]
+        setup["examples"] = operator.length_hint(self.data)
+        setup["processes"] = self.processes
+        setup["optimizer"] = type(self.optimizer).__name__
+        setup["trained parameters"] = list(self.trained)
+        setup["factor of the learning rate"] = self.lr_factor(
+            max(step - 1, 0)
+        )
+        for number, group in enumerate(self._settings):
+            for name, value in group.items():
+                setup[f"{name} of parameter group {number}"] = value
+        return _plain(setup, "the set-up")
+
+    def _compare(self, checkpoint: Path, told: Mapping[str, Any]) -> None:
+        """Raise unless a checkpoint is one of this run."""
         step, theirs = told.get("step"), told.get("setup")
         if not isinstance(step, int) or not isinstance(theirs, dict):
             raise TrainingError(
@@ -575,25 +605,161 @@ class Run:
                     f"this one has {mine}; go on with the same, or begin in "
                     "another folder"
                 )
-        load_checkpoint(self.model, checkpoint)
-        self._remember(read_tensors(checkpoint / "optimizer"))
-        if self.average is not None:
-            load_checkpoint(self.average.model, checkpoint / "average")
-            self.average.steps = step
-        self.step = step
 
-    def _remember(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give the optimiser its state back."""
-        state = {name: dict[str, Tensor]() for name in self._named}
-        for name, value in tensors.items():
-            parameter, _, entry = name.rpartition(".")
-            state[parameter][entry] = value
-        self.optimizer.load_state_dict(
-            {
-                "state": dict(enumerate(state.values())),
-                "param_groups": self.optimizer.state_dict()["param_groups"],
-            }
+
+def _wide(x: Tensor) -> Tensor:
+    """Return x in float32 at least: half the bits overflow in a norm."""
+    low = x.is_floating_point() and x.dtype.itemsize < 4
+    return x.float() if low else x
+
+
+def _exchange(tensors: Iterable[Tensor], how: Callable[..., Any]) -> None:
+    """Let the processes exchange tensors in place, half bits in float32."""
+    for tensor in tensors:
+        sent = _wide(tensor.detach()).contiguous()
+        how(sent)
+        tensor.detach().copy_(sent)
+
+
+def _stream(data: Iterable[Any], seed: int, start: int) -> Iterator[Any]:
+    """Yield the batches of an iterable from number `start` on, for ever."""
+    length = operator.length_hint(data)
+    first = start // length if length else 0
+    number = first * length
+    for epoch in itertools.count(first):
+        fresh, began = derived_seed(seed, 2, epoch), number
+        torch.manual_seed(fresh)
+        sampler = getattr(data, "sampler", None)
+        for owner in (data, sampler, getattr(data, "batch_sampler", None)):
+            if getattr(owner, "generator", None) is not None:
+                owner.generator.manual_seed(fresh)
+            if hasattr(owner, "set_epoch"):
+                owner.set_epoch(epoch)
+        for batch in data:
+            number += 1
+            if number > start:
+                yield batch
+            torch.manual_seed(derived_seed(seed, 3, number))
+        found = number - began
+        if found == 0 or found != (length or found):
+            raise TrainingError(
+                f"data had {found} batches in epoch {epoch}, expected "
+                f"{length or 'some'}: it must be the same in every epoch"
+            )
+
+
+def _batch(data: Any, indices: Int64[Tensor, "B"]) -> Any:
+    """Return a batch: at once, or item by item from PyTorch's data sets."""
+    if not isinstance(data, Dataset):
+        return data[indices]
+    items = [data[i] for i in indices.tolist()]
+    try:
+        return default_collate(items)
+    except TypeError as error:
+        raise TypeError(
+            f"data: a transform must make tensors of its items; {error}"
+        ) from None
+
+
+def _indexed(data: Any, config: Training, processes: int) -> bool:
+    """Return whether data are taken by index; refuse what gives no batch."""
+    count, size = processes * config.micro_batches, config.batch_size
+    _require(
+        size % count == 0,
+        f"batch_size {size} cannot be cut into {processes} x "
+        f"{config.micro_batches} equal parts (processes x micro_batches)",
+    )
+    other = isinstance(data, Mapping | IterableDataset)
+    if other or not (
+        hasattr(data, "__getitem__") or hasattr(data, "__iter__")
+    ):
+        raise TypeError(
+            "data must be a data set, or an iterable of batches like a "
+            f"DataLoader, got {type(data).__name__}"
         )
+    if hasattr(data, "__getitem__") and not isinstance(data, list | tuple):
+        batch_indices(len(data), size, 0, config.seed)
+        return True
+    own = getattr(data, "batch_size", None) or size // count
+    _require(own * count == size, f"batch_size {size} is not {count} x {own}")
+    keeps = getattr(data, "persistent_workers", False)
+    _require(not keeps, "data: persistent_workers keep state between epochs")
+    return False
+
+
+class _Folder:
+    """Where a run leaves its checkpoints and its log, if anywhere."""
+
+    def __init__(self, run: Run, path: str | Path | None, keep: int) -> None:
+        self.run, self.keep = run, keep
+        self.path = None if path is None else Path(path)
+        self.file: IO[bytes] | None = None  # the log; of the first process
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Lock the folder, go on from its newest checkpoint, hold its log."""
+        if self.path is None:
+            yield
+            return
+        with self._locked():
+            found = checkpoints(self.path)
+            size = self.run.restore(found[-1]) if found else 0
+            if self.run.rank > 0:
+                yield
+                return
+            log = self.path / "log.jsonl"
+            self.run.log = _rows(log, size) if size else []
+            with log.open("ab") as self.file:
+                self.file.truncate(size)
+                if not found:
+                    self.run.save(self.path)
+                self._prune()
+                yield
+
+    def add(self, row: Row) -> None:
+        """Append a row to the log."""
+        self.run.log.append(row)
+        if self.file is not None:
+            self.file.write(json.dumps(row).encode() + b"\n")
+            self.file.flush()
+
+    def save(self) -> None:
+        """Save the state; first what the log has."""
+        if self.file is not None:
+            os.fsync(self.file.fileno())
+            size = os.fstat(self.file.fileno()).st_size
+            self.run.save(self.path, size)
+            self._prune()
+        if self.path is not None and self.run.processes > 1:
+            dist.barrier()  # none ends before the checkpoint is there
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder for this run alone; the first process does."""
+        if self.run.rank > 0:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.path / ".lock", timeout=0).acquire()
+        except Timeout:
+            raise TrainingError(
+                f"another run writes in {self.path}"
+            ) from None
+        with lock:
+            yield
+
+    def _prune(self) -> None:
+        """Remove all checkpoints but the newest ones, and parts of others."""
+        for path in checkpoints(self.path)[: -self.keep]:
+            path.rename(path.with_name(f".{path.name}.old"))
+        for path in self.path.glob(".step-[0-9]*/"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def kept(self) -> str:
+        """Say what is on the disk."""
+        found = [] if self.path is None else checkpoints(self.path)
+        return f"kept: {found[-1]}" if found else "no checkpoint was written"
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -602,29 +768,17 @@ def checkpoints(folder: str | Path) -> list[Path]:
     return sorted(path for path in found if path.is_dir())
 
 
-def _line(row: Row) -> str:
-    """Return a row as a line of the log, in ASCII."""
-    return json.dumps(row) + "\n"
-
-
-def _rows(log: Path) -> list[Row]:
-    """Return the rows of a log, without a last one that was cut in half."""
-    rows: list[Row] = []
-    with log.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-                fine = type(row["step"]) is int
-            except (ValueError, TypeError, KeyError, RecursionError):
-                fine = False
-            if not fine:
-                raise TrainingError(
-                    f"{log}: line {number} is not a row of a log"
-                )
-            rows.append(row)
-    return rows
+def _rows(log: Path, size: int | None = None) -> list[Row]:
+    """Return the rows in the first bytes of a log; half a row is none."""
+    content = log.read_bytes()[:size]
+    if len(content) < (size or 0):
+        raise TrainingError(f"{log} is shorter than its checkpoint says")
+    try:
+        return [json.loads(line) for line in content.split(b"\n")[:-1]]
+    except ValueError as error:
+        raise TrainingError(
+            f"{log} is not the log of a run: {error}"
+        ) from None
 
 
 def read_log(folder: str | Path) -> list[Row]:
@@ -635,115 +789,6 @@ def read_log(folder: str | Path) -> list[Row]:
         TrainingError: if a line of it is not a row.
     """
     return _rows(Path(folder, "log.jsonl"))
-
-
-def _prune(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest ones, and parts of others."""
-    for path in checkpoints(folder)[:-keep]:
-        path.rename(path.with_name(f".{path.name}.old"))
-    for path in folder.glob(".step-*.old"):
-        shutil.rmtree(path, ignore_errors=True)
-    remove_leftovers(folder, "step-*")
-
-
-class _Journal:
-    """What a run leaves on the disk; nothing if it has no folder."""
-
-    def __init__(
-        self, run: Run, folder: str | Path | None, keep: int
-    ) -> None:
-        self.run, self.keep = run, keep
-        self.folder = None if folder is None else Path(folder)
-        self.file: IO[str] | None = None
-        if self.folder is None:
-            return
-        for newest in checkpoints(self.folder)[-1:]:
-            run.restore(newest)
-        if run.rank == 0:
-            run.log = self._cut(self.folder / "log.jsonl", run.step)
-            with explained(f"write in {self.folder}"):
-                _prune(self.folder, keep)
-
-    @staticmethod
-    def _cut(log: Path, step: int) -> list[Row]:
-        """Cut a log back to its rows up to a step, and return these."""
-        log.touch()
-        rows = [row for row in _rows(log) if row["step"] <= step]
-        os.truncate(log, sum(len(_line(row)) for row in rows))
-        return rows
-
-    def add(self, row: Row) -> None:
-        """Append a row to the log."""
-        self.run.log.append(row)
-        if self.file is not None:
-            with explained(f"write in {self.folder}"):
-                self.file.write(_line(row))
-
-    def save(self) -> None:
-        """Save the state; first what the log has."""
-        if self.folder is not None and self.file is not None:
-            with explained(f"write in {self.folder}"):
-                os.fsync(self.file.fileno())
-                self.run.save(self.folder)
-                _prune(self.folder, self.keep)
-        if self.folder is not None and self.run.processes > 1:
-            dist.barrier()  # none ends before the checkpoint is there
-
-    def __enter__(self) -> "_Journal":
-        if self.folder is not None and self.run.rank == 0:
-            log = self.folder / "log.jsonl"
-            self.file = log.open("a", buffering=1)
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Close the log; an error of the run also tells what is kept."""
-        if self.file is not None:
-            with explained(f"write in {self.folder}"):
-                self.file.close()
-        if isinstance(error, TrainingError):
-            raise TrainingError(f"{error}; {self.kept()}") from None
-
-    def kept(self) -> str:
-        """Say what is on the disk."""
-        found = [] if self.folder is None else checkpoints(self.folder)
-        return f"kept: {found[-1]}" if found else "no checkpoint was written"
-
-
-@contextmanager
-def _all_or_none(run: Run) -> Iterator[None]:
-    """If a process is refused in here, refuse all of them, and say why."""
-    refusal = None
-    try:
-        yield
-    except (TrainingError, CheckpointError, OSError) as error:
-        refusal = error
-    told: list[str | None] = [None] * run.processes
-    if run.processes > 1:
-        dist.all_gather_object(told, refusal and str(refusal))
-    if refusal is not None:
-        raise refusal
-    for sentence in told:
-        if sentence is not None:
-            raise TrainingError(sentence)
-
-
-@contextmanager
-def _opened(
-    run: Run, folder: str | Path | None, keep: int
-) -> Iterator[_Journal]:
-    """Take a folder for this run alone, and go on from what is there."""
-    with ExitStack() as held:
-        with _all_or_none(run):
-            if folder is not None and run.rank == 0:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                try:
-                    held.enter_context(locked(folder))
-                except BlockingIOError:
-                    raise TrainingError(
-                        f"another run writes in {folder}"
-                    ) from None
-            journal = _Journal(run, folder, keep)
-        yield held.enter_context(journal)
 
 
 @contextmanager
@@ -757,11 +802,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.signal(number, previous[number])
 
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
@@ -769,17 +810,18 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(came)
     finally:
-        restore()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def train(
     model: nn.Module,
     losses: Losses,
-    data: Dataset,
+    data: Any,
     optimizer: Optimizer,
     config: Training,
     *,
-    schedule: Schedule = constant,
+    lr_factor: LRFactor = lambda step: 1.0,
     folder: str | Path | None = None,
     save_every: int | None = None,
     keep: int = 2,
@@ -790,52 +832,52 @@ def train(
     """Train a model; go on where the folder says that a run was stopped.
 
     On SIGINT or SIGTERM the run ends after the step, with a checkpoint. Under
-    torchrun (`process_group`) the processes share each batch; the first one
-    writes. Random generators of the caller are left as they are.
+    torchrun (`process_group`) the processes share each batch, and the first
+    one writes. Random generators of the caller are left as they are.
 
     Args:
         model: trained in place, on the device where it is; in training mode
             afterwards.
         losses: (model, batch, generator) -> one loss for each item.
-        data: `len(data)`, and `data[indices]` for the tensors of a batch.
+        data: a data set that gives `data[indices]`, a batch; or a PyTorch
+            Dataset; or a DataLoader or other iterable of batches, of which a
+            step takes one for each of its parts.
         optimizer: holds exactly the parameters that need a gradient.
         config: number of steps, batch size, and so on.
-        schedule: step -> factor of the learning rates.
+        lr_factor: step -> factor of the learning rates.
         folder: for checkpoints and log.jsonl; None: nothing is written.
         save_every: steps between checkpoints; the last step has one anyway.
         keep: how many checkpoints stay.
         evaluate: run -> numbers for the log, in evaluation mode and without
             gradients; called by every process.
         evaluate_every: steps between evaluations; the last step has one.
-        log_every: steps between rows of the log; evaluations have one anyway.
+        log_every: steps between rows of the log; evaluations and saves look
+            at the loss anyway. An accelerator waits at these steps only.
 
     Returns:
         The run after its last step, with `averaged` and `log`.
 
     Raises:
-        ValueError: if an argument is out of range, the batch is larger than
-            the data, or `evaluate` uses a name of the log's own.
+        ValueError, TypeError: if an argument is not as said, or the optimiser
+            remembers what a checkpoint cannot hold.
         TrainingError: if the loss is not finite; or if another run writes in
             the folder, or has left a checkpoint there. What was saved stays.
-        CheckpointError: if a checkpoint cannot be read or written.
-        OSError: if the folder cannot be made or its log not be opened.
+        CheckpointError, OSError: if the folder cannot be read or written.
         KeyboardInterrupt: after SIGINT or SIGTERM, when all is saved.
     """
-    for name, value in (
-        ("keep", keep),
-        ("save_every", save_every),
-        ("evaluate_every", evaluate_every),
-        ("log_every", log_every),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    run = Run(model, losses, data, optimizer, config, schedule)
-    device = next(model.parameters()).device
+    rhythm = {"log_every": log_every, "keep": keep}
+    rhythm |= {"save_every": save_every, "evaluate_every": evaluate_every}
+    for name, value in rhythm.items():
+        what = f"{name} must be at least 1, got {value}"
+        _require(value is None or value >= 1, what)
+    run = Run(model, losses, data, optimizer, config, lr_factor)
+    files = _Folder(run, folder, keep)
+    devices = [run.device] if run.device.type == "cuda" else []
     with (
+        files.opened(),
+        torch.random.fork_rng(devices),
+        interruptible() as asked,
         closing(run),
-        _opened(run, folder, keep) as journal,
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        interruptible() as stop,
         tqdm(
             total=config.steps,
             initial=run.step,
@@ -843,50 +885,67 @@ def train(
             disable=True if run.rank else None,  # None: on a terminal only
         ) as bar,
     ):
-        model.train()
-        stopped = False
-        while run.step < config.steps and not stopped:
-            began = time.perf_counter()
-            row, stopped = run.update(stop())
-            row["seconds"] = time.perf_counter() - began
-            bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
-            bar.update()
-            judge = evaluate if _due(run, evaluate_every) else None
-            clash: list[str] = []
-            if judge is not None:
-                found = _evaluated(run, judge)
-                clash = sorted(found.keys() & row.keys())
-                row = row | found | row
-            if judge is not None or _due(run, log_every):
-                journal.add(row)
-            if stopped or clash or _due(run, save_every):
-                journal.save()
-            if clash:
-                raise ValueError(
-                    "evaluate must use other names than the log's own, "
-                    f"got {clash}"
-                )
-    if stopped or stop():
+        run.agree()
+        stopped = _steps(run, files, asked, bar, evaluate, rhythm)
+    if stopped or asked():
         raise KeyboardInterrupt(
-            f"stopped after step {run.step}; {journal.kept()}"
+            f"stopped after step {run.step}; {files.kept()}"
         )
     return run
 
 
+def _steps(
+    run: Run,
+    files: _Folder,
+    asked: Callable[[], bool],
+    bar: Any,
+    evaluate: Callable[[Run], Mapping[str, float]] | None,
+    rhythm: Mapping[str, int | None],
+) -> bool:
+    """Make the steps of a run; return whether it was stopped."""
+    first = since = run.step
+    began, stopped = time.perf_counter(), False
+    run.model.train()
+    while run.step < run.config.steps and not stopped:
+        due = {name: _due(run, every) for name, every in rhythm.items()}
+        judged = due["evaluate_every"] and evaluate is not None
+        logged = due["log_every"] or judged
+        row, stopped = run.update(asked(), logged or due["save_every"])
+        bar.update()
+        if run.step == first + 1:
+            run._remembered()  # better a TypeError now than at a save
+        if logged:
+            now = time.perf_counter()
+            row["seconds"] = (now - began) / (run.step - since)
+            row |= _evaluated(run, evaluate, row) if judged else {}
+            bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
+            files.add(row)
+        if stopped or due["save_every"]:
+            files.save()
+        if logged:  # what evaluating and saving took is no step's time
+            since, began = run.step, time.perf_counter()
+    return stopped
+
+
 def _due(run: Run, every: int | None) -> bool:
-    """Return whether it is time for what comes every so many steps."""
-    last = run.step == run.config.steps
-    return last or (every is not None and run.step % every == 0)
+    """Return whether the next step is one of every so many, or the last."""
+    step = run.step + 1
+    return step == run.config.steps or bool(every and step % every == 0)
 
 
 def _evaluated(
-    run: Run, evaluate: Callable[[Run], Mapping[str, float]]
+    run: Run, evaluate: Callable[[Run], Mapping[str, float]], row: Row
 ) -> Row:
     """Return what an evaluation finds, made in evaluation mode."""
     run.model.eval()
     with torch.no_grad():
         found = {name: float(x) for name, x in evaluate(run).items()}
     run.model.train()
+    clash = sorted(found.keys() & row.keys())
+    _require(
+        not clash,
+        f"evaluate must use other names than the log's own, got {clash}",
+    )
     return found
 
 
@@ -895,8 +954,7 @@ def process_group() -> Iterator[torch.device]:
     """Yield the device of this process; under torchrun, join the others.
 
     It is a GPU if there is one, the process's own under torchrun (which
-    talks through NCCL then, and through gloo on the CPU). Enter it once in a
-    program: PyTorch does not join the same processes twice.
+    talks through NCCL then, and through gloo on the CPU).
     """
     cuda = torch.cuda.is_available()
     if "WORLD_SIZE" not in os.environ:

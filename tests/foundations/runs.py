@@ -20,18 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
-    allreduce_hook,
-)
 
 from tangled.foundations import classifier, training
 from tangled.foundations.training import (
     Run,
     Training,
-    constant,
     process_group,
     train,
     warmup_cosine,
@@ -115,9 +110,9 @@ def fussy(
         Points(dtype),
         build(trained, **({"lr": 0.1} | (options or {}))),
         Training(steps, **({"max_norm": 0.5} | settings | changes)),
-        schedule=warmup_cosine(steps, 3)
+        lr_factor=warmup_cosine(steps, 3)
         if schedule == "cosine"
-        else constant,
+        else lambda step: 1.0,
         folder=folder,
         save_every=save_every,
         keep=keep,
@@ -139,11 +134,11 @@ def stopped_in(steps: list[int]) -> None:
     """From now on, SIGTERM comes just before these steps."""
     update = Run.update
 
-    def signalled(run: Run, stop: bool = False) -> Any:
+    def signalled(run: Run, stop: bool = False, look: bool = True) -> Any:
         if run.step + 1 in steps:
             os.kill(os.getpid(), signal.SIGTERM)
             stop = True
-        return update(run, stop)
+        return update(run, stop, look)
 
     Run.update = signalled
 
@@ -165,7 +160,6 @@ def train_it(
     twice, rank = arguments.pop("twice", False), arguments.pop("rank", 0)
     with process_group():
         run = fussy(evaluate=evaluate, **arguments)
-        assert run._parallel is run.model  # none outlives its group
     weights = torch.cat([p.flatten() for p in run.model.parameters()])
     return {"step": run.step, "weights": weights.tolist()}
 
@@ -183,21 +177,11 @@ def share(
         run = Run(
             model, LOSSES[losses], Points(torch.float64), optimizer, config
         )
-        exchanges = []
-        if run.processes > 1:
-
-            def counted(
-                _: None, bucket: dist.GradBucket
-            ) -> torch.futures.Future[Tensor]:
-                exchanges.append(bucket.index())
-                return allreduce_hook(None, bucket)
-
-            run._parallel.register_comm_hook(None, counted)
+        run.agree()
         model.train()
-        told, _ = run.gradient()
+        loss, norm, *_ = run.gradient().tolist()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         rows = [run.update()[0] for _ in range(5)]
-        run.close()
     weights = [
         p.flatten() for p in (*model.parameters(), *run.averaged.parameters())
     ]
@@ -205,9 +189,8 @@ def share(
         "gradient": gradient.tolist(),
         "weights": torch.cat(weights).tolist(),
         "items": [row["items"] for row in rows],
-        "norm": [told["norm"], *(row["norm"] for row in rows)],
-        "loss": [told["loss"], *(row["loss"] for row in rows)],
-        "exchanges": exchanges.count(0),
+        "norm": [norm, *(row["norm"] for row in rows)],
+        "loss": [loss, *(row["loss"] for row in rows)],
     }
 
 
@@ -264,7 +247,7 @@ class Accident:
         self.written: list[str] = []
         for name in ("fsync", "close"):
             setattr(os, name, self.wrapped(name, getattr(os, name)))
-        for owner, name in ((training._Journal, "save"), (Run, "update")):
+        for owner, name in ((training._Folder, "save"), (Run, "update")):
             setattr(owner, name, self.switched(name, getattr(owner, name)))
         sys.addaudithook(self.call)
         if self.watching:

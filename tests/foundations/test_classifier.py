@@ -149,7 +149,7 @@ def test_recipes_save_what_they_train(tmp_path):
         folder = tmp_path / name
         model, log = recipes()[name].make(folder, **settings)
         again = build()
-        load_checkpoint(again, checkpoints(folder)[-1])
+        load_checkpoint(again, checkpoints(folder)[-1] / "model")
         assert all(map(torch.equal, again.parameters(), model.parameters()))
         assert log == read_log(folder)
         other, _ = recipes()[name].make(
@@ -191,15 +191,18 @@ def test_the_program_says_how_it_went(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--steps=0"], "steps must be at least 1, got 0"),
-        (["--seed=-1"], "seed must not be negative, got -1"),
+        (["--steps=0"], "steps must be a whole number from 1 on, got 0"),
+        (["--seed=-1"], "seed must be a whole number from 0 on, got -1"),
         (["--save-every=0"], "save_every must be at least 1, got 0"),
         (["--micro-batches=3"], "batch_size 64 cannot be cut"),
         (["--micro-batches=2"], "is not the checkpoint of a run"),
     ],
 )
 def test_the_program_ends_with_a_sentence(tmp_path, capsys, words, said):
-    save_checkpoint(tmp_path / "step-00000001", {"a": torch.ones(1)}, {})
+    (tmp_path / "step-00000001").mkdir()
+    save_checkpoint(
+        tmp_path / "step-00000001" / "model", {"a": torch.ones(1)}, {}
+    )
     assert command([str(tmp_path), *words]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -227,7 +230,7 @@ def test_words_that_the_program_does_not_know(words, capsys):
 
 
 def test_the_second_ctrl_c_is_told_too(tmp_path, capsys, monkeypatch):
-    def stops(*arguments):
+    def stops(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(classifier, "learn", stops)
@@ -267,7 +270,7 @@ def test_a_program_that_is_stopped_goes_on_to_the_same_bits(runs, tmp_path):
     words = [str(whole), "--steps=100000"]
     end = runs.do("command", arguments=words, stop_at=step).result
     assert end["status"] == 130
-    for part in ("", "optimizer"):
+    for part in ("model", "optimizer"):
         ours = read_tensors(newest / part)
         theirs = read_tensors(Path(whole, newest.name, part))
         assert ours.keys() == theirs.keys()
