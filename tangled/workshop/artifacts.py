@@ -5,18 +5,18 @@ Tangled from book/workshop/checkpoint.md.
 
 import argparse
 import ast
+import glob
 import hashlib
 import importlib
 import json
 import os
 import pkgutil
-import re
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ from tangled.workshop.checkpoint import (
     CheckpointError,
     model_tensors,
     read_config,
+    remove_leftovers,
     save_checkpoint,
 )
 
 __all__ = [
     "ArtifactError",
     "Recipe",
-    "Row",
     "artifact",
     "artifacts_folder",
     "command",
@@ -82,25 +82,6 @@ def recipe(**config: Any) -> Callable[[Callable[..., Any]], Recipe]:
     return lambda make: Recipe(make, config)
 
 
-def _source(module: str, base: Path) -> Path | None:
-    """Return the file of a module below `base`, if there is one."""
-    stem = base.joinpath(*module.split("."))
-    files = (stem.with_suffix(".py"), stem / "__init__.py")
-    return next((file for file in files if file.is_file()), None)
-
-
-def _imported(tree: ast.Module, package: str) -> Iterator[str]:
-    """Yield all names in a module's imports that may be modules."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            name = "." * node.level + (node.module or "")
-            origin = resolve_name(name, package)
-            yield origin
-            yield from (f"{origin}.{alias.name}" for alias in node.names)
-
-
 # CPython 3.11 counts the depth of syntax trees for all threads together: if two
 # parse at once, it may take the count for wrong and raise a SystemError.
 _parsing = threading.Lock()
@@ -110,57 +91,45 @@ def sources(module: str) -> dict[str, str]:
     """Return the code of a module and of all it imports from its package.
 
     Comments, docstrings and layout are left out, and this module here: how
-    weights are kept does not change them. Nothing is imported.
+    weights are kept does not change them.
     """
-    file = Path(str(sys.modules[module].__file__))
-    base = file.parents[module.count(".") + (file.stem == "__init__")]
     found: dict[str, str] = {}
     waiting = {module}
     while waiting:
         name = waiting.pop()
-        path = _source(name, base)
-        if path is None or name in found or name == recipe.__module__:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        ours = name.partition(".")[0] == module.partition(".")[0]
+        if name in found or not (file and ours) or name == recipe.__module__:
             continue
         with _parsing:
-            tree = ast.parse(path.read_bytes())
-        inside = path.stem == "__init__"
-        package = name if inside else name.rpartition(".")[0]
-        top = module.partition(".")[0]
-        waiting |= {
-            other
-            for other in _imported(tree, package)
-            if other.partition(".")[0] == top
-        }
-        found[name] = _code(tree)
+            tree = ast.parse(Path(file).read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                waiting |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                origin = "." * node.level + (node.module or "")
+                origin = resolve_name(origin, sys.modules[name].__package__)
+                waiting |= {origin}
+                waiting |= {f"{origin}.{alias.name}" for alias in node.names}
+            elif (
+                isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
+                and ast.get_docstring(node) is not None
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+        found[name] = ast.unparse(tree)
     return found
 
 
-def _code(tree: ast.Module) -> str:
-    """Return a module's code in one layout, without its docstrings."""
-    for node in ast.walk(tree):
-        told = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if told and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
 def key(recipe: Recipe) -> str:
-    """Return 12 hexadecimal digits that change with whatever made a model.
+    """Return 12 hexadecimal digits for what made a model.
 
     That is the recipe's name and configuration, the code of its module and of
     what that imports from its package, and the version of torch.
     """
-    parts = [
-        recipe.name,
-        json.dumps(recipe.config, sort_keys=True),
-        torch.__version__,
-        *(
-            part
-            for item in sorted(sources(recipe.module).items())
-            for part in item
-        ),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    code = sources(recipe.module)
+    parts = [recipe.name, dict(recipe.config), torch.__version__, code]
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def artifacts_folder() -> Path:
@@ -244,85 +213,39 @@ def _make(recipe: Recipe, folder: Path) -> None:
         "seconds": round(time.monotonic() - began, 3),
         "log": log,
     }
+    remove_leftovers(folder.parent, glob.escape(folder.name))
     save_checkpoint(folder, model_tensors(model), config)
     shutil.rmtree(scratch)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table of artefacts."""
-
-    name: str
-    module: str
-    key: str
-    seconds: float
-    size: int
-    made: bool  # just now; otherwise it was there
-
-
-def _row(folder: Path, made: bool) -> Row:
-    """Return the row of an artefact from what its folder says."""
-    told = read_config(folder)
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    fields = [told[name] for name in ("recipe", "module", "key", "seconds")]
-    return Row(*fields, size, made)
-
-
-def make_all(package: str = "tangled") -> list[Row]:
-    """Make what is missing of a package's artefacts; return all their rows.
-
-    Progress goes to standard error.
+def make_all(package: str = "tangled") -> list[dict[str, Any]]:
+    """Make what is missing of a package's artefacts; return a row for each.
 
     Raises:
         ArtifactError: if a recipe fails, or two have one name.
     """
     rows = []
     for name, wanted in sorted(recipes(package).items()):
-        missing = not _place(wanted).exists()
-        if missing:
+        made = not _place(wanted).exists()
+        if made:
             print(f"{name}: in the making", file=sys.stderr, flush=True)
-        rows.append(_row(artifact(wanted), missing))
-        if missing:
-            print(f"{name}: {rows[-1].seconds:.1f} s", file=sys.stderr)
+        folder = artifact(wanted)
+        told = read_config(folder)
+        row = {n: told[n] for n in ("module", "key", "seconds")}
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        rows.append({"name": name, **row, "size": size, "made": made})
     return rows
 
 
-def stale(rows: Sequence[Row]) -> list[Path]:
-    """Return what is kept under keys that none of the rows has."""
-    keys = {row.key for row in rows}
+def stale(package: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Return what a package made under keys that none of the rows has."""
+    keys = {row["key"] for row in rows}
     return [
-        path
-        for path in sorted(artifacts_folder().iterdir())
-        if (found := re.fullmatch(r".+-([0-9a-f]{12})(\.\w+)?", path.name))
-        and found[1] not in keys
+        file.parent
+        for file in sorted(artifacts_folder().glob("*-*/config.json"))
+        if (told := read_config(file.parent)).get("key") not in keys
+        and str(told.get("module")).partition(".")[0] == package
     ]
-
-
-def _told(rows: Sequence[Row]) -> str:
-    """Return the table of artefacts as text."""
-    lines = ["artefact                  key           seconds       bytes"]
-    for row in rows:
-        start = (
-            f"{row.name:24}  {row.key}  {row.seconds:7.1f}  {row.size:10,}"
-        )
-        state = "made" if row.made else "found"
-        lines.append(f"{start}  {state}, by {row.module}")
-    return "\n".join(lines)
-
-
-def _report(rows: Sequence[Row], prune: bool) -> None:
-    """Write the table for programs and print it for people."""
-    folder = artifacts_folder()
-    draft = folder / f"table.{os.getpid()}.json"
-    draft.write_text(json.dumps([asdict(row) for row in rows], indent=2))
-    draft.replace(folder / "table.json")
-    print(_told(rows))
-    for path in stale(rows):
-        print(f"{'removed' if prune else 'stale'}: {path.name}")
-        if prune and path.is_dir():
-            shutil.rmtree(path)
-        elif prune:
-            path.unlink()
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
@@ -336,9 +259,25 @@ def command(arguments: Sequence[str] | None = None) -> int:
         "--prune", action="store_true", help="remove what no recipe makes now"
     )
     options = parser.parse_args(arguments)
+    folder = artifacts_folder()
     try:
-        artifacts_folder().mkdir(parents=True, exist_ok=True)
-        _report(make_all(options.package), options.prune)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = make_all(options.package)
+        draft = folder / f"table.{os.getpid()}.json"
+        draft.write_text(json.dumps(rows, indent=2))
+        draft.replace(folder / "table.json")
+        for row in rows:
+            state = "made" if row["made"] else "found"
+            print(
+                f"{row['name']:24}  {row['key']}  {row['seconds']:7.1f} s  "
+                f"{row['size']:10,} bytes  {state}, by {row['module']}"
+            )
+        for path in stale(options.package, rows):
+            print(f"{'removed' if options.prune else 'stale'}: {path.name}")
+            if options.prune:
+                shutil.rmtree(path)
+                scratch = path.with_name(f"{path.name}.scratch")
+                shutil.rmtree(scratch, ignore_errors=True)
     except KeyboardInterrupt:
         print("interrupted: what was trained is kept", file=sys.stderr)
         return 130

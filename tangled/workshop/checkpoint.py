@@ -3,34 +3,31 @@
 Tangled from book/workshop/checkpoint.md.
 """
 
-import fcntl
-import glob
 import json
-import math
-import operator
 import os
 import re
 import secrets
 import shutil
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import swap_tensors
 
 __all__ = [
-    "DTYPES",
-    "LONGEST_HEADER",
-    "NAMES",
     "PICKLES",
     "STEMS",
     "CheckpointError",
-    "Entry",
     "KeyMap",
     "Route",
     "explained",
@@ -40,15 +37,11 @@ __all__ = [
     "model_tensors",
     "new_folder",
     "read_config",
-    "read_entries",
-    "read_header",
     "read_shapes",
-    "read_tensor",
     "read_tensors",
     "remove_leftovers",
     "save_checkpoint",
     "write_checkpoint",
-    "write_file",
 ]
 
 
@@ -56,231 +49,115 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be written, or must not be read."""
 
 
-# The dtypes that a file can hold, under the format's names for them and in
-# the order in which the library writes them: the wide ones first.
-DTYPES = {
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I16": torch.int16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-# A longer header is taken for no header: 100 MB, the bound of the format.
-LONGEST_HEADER = 100_000_000
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor in a file: what it is, and where its bytes begin."""
-
-    path: Path
-    dtype: torch.dtype
-    shape: torch.Size
-    start: int
-
-    @property
-    def nbytes(self) -> int:
-        """The number of its bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
-    """Turn what the operating system refuses into a CheckpointError.
+    """Turn what the operating system or the format refuses into one sentence.
 
     Args:
         doing: what was tried, as in "cannot <write runs/step-5>: ...".
+
+    Raises:
+        CheckpointError: instead of OSError, SafetensorError and what JSON says.
     """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (
+        OSError,
+        SafetensorError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+    ) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"cannot {doing}: {reason}") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object as a dictionary, if no key repeats."""
-    for key, count in Counter(key for key, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"the key '{key}' stands there twice")
-    return dict(pairs)
-
-
-def _parsed(text: bytes, path: Path) -> dict[str, Any]:
-    """Return the JSON object that `text`, a part of `path`, spells out."""
-    try:
-        found = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds broken JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds JSON, but not an object")
-    return found
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Return a file's header, where its data begin, and its size."""
-    with explained(f"read {path}"), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        first = file.read(9)
-        length = int.from_bytes(first[:8], "little")
-        if size < 10:
-            raise _truncated(path, 10, size)
-        if not 2 <= length <= LONGEST_HEADER or first[8:] != b"{":
-            raise CheckpointError(f"{path} {_disguise(first)}")
-        if size < 8 + length:
-            raise _truncated(path, 8 + length, size)
-        text = first[8:] + file.read(length - 1)
-    return _parsed(text, path), 8 + length, size
-
-
-def _truncated(path: Path, expected: int, found: int) -> CheckpointError:
-    """Say that a file ends too early."""
-    return CheckpointError(
-        f"{path} is truncated: it has {found} bytes of at least {expected}"
-    )
-
-
-def _disguise(first: bytes) -> str:
-    """Say what a file is that begins with no header."""
-    if first.startswith(b"PK\x03\x04"):
-        return "is refused: it is a zip archive of torch.save, with a pickle"
-    if first.startswith(b"\x80"):
-        return "is refused: it is a pickle, and reading one can run any code"
-    return "is not a safetensors file: it does not begin with a header"
-
-
-def _read_entry(path: Path, name: str, info: Any, base: int) -> Entry:
-    """Return one entry of a header; offsets count from `base`."""
-    try:
-        dtype, shape = DTYPES[info["dtype"]], torch.Size(info["shape"])
-        start, stop = map(operator.index, info["data_offsets"])
-        torch.empty(shape, dtype=dtype, device="meta")  # can it exist?
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path}: the entry {info} of '{name}' is broken, or of a dtype "
-            "unknown here"
-        ) from error
-    entry = Entry(path, dtype, shape, base + start)
-    if stop - start != entry.nbytes:
-        raise CheckpointError(
-            f"{path}: shape and offsets of '{name}' contradict each other"
-        )
-    return entry
-
-
-def read_header(path: str | Path) -> dict[str, Entry]:
-    """Return what a safetensors file holds, in its order; no tensor is read.
-
-    Raises:
-        CheckpointError: if the file is missing, truncated, or not well-formed
-            as the chapter defines it. A pickle is refused.
-
-    Source: the description of the safetensors format.
+def _mapped(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; their numbers are read when used.
 
     Implements def-tensor-file (book/workshop/checkpoint.md).
     """
-    path = Path(path)
-    header, at, size = _header(path)
-    header.pop("__metadata__", None)
-    entries = [
-        (name, _read_entry(path, name, header[name], at)) for name in header
-    ]
-    entries.sort(key=lambda item: (item[1].start, item[1].nbytes))
-    for name, entry in entries:
-        if entry.start != at:
+    with explained(f"read {file}"):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                return {n: tensors.get_tensor(n) for n in (*tensors.keys(),)}
+        except SafetensorError:
+            with file.open("rb") as opened:
+                first = opened.read(4)
+            if first.startswith((b"PK\x03\x04", b"\x80")):
+                raise CheckpointError(
+                    f"{file} is refused: it is a pickle, and reading one can "
+                    "run any code"
+                ) from None
+            raise
+
+
+def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return, for each name, the first name of the same tensor."""
+    seen: dict[object, str] = {}
+    first: dict[str, str] = {}
+    spans = []
+    for name, t in tensors.items():
+        real = not t.is_meta and t.nbytes > 0
+        start, view = t.data_ptr(), (t.dtype, t.shape, t.stride())
+        memory = (t.device, start, *view) if real else id(t)
+        first[name] = seen.setdefault(memory, name)
+        if real and first[name] == name:
+            steps = zip(t.shape, t.stride(), strict=True)
+            reach = 1 + sum((size - 1) * step for size, step in steps)
+            stop = start + reach * t.itemsize
+            spans.append((str(t.device), start, stop, name))
+    for (place, _, stop, a), (other, start, _, b) in pairwise(sorted(spans)):
+        if place == other and start < stop:
             raise CheckpointError(
-                f"{path}: '{name}' begins at byte {entry.start}, where byte "
-                f"{at} was expected"
+                f"'{a}' and '{b}' overlap in memory, but are not one tensor"
             )
-        at += entry.nbytes
-    if size < at:
-        raise _truncated(path, at, size)
-    if size > at:
-        raise CheckpointError(f"{path} has {size - at} bytes of no tensor")
-    return dict(entries)
+    return first
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor on the CPU, as bytes."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-
-
-def read_tensor(entry: Entry) -> Tensor:
-    """Return one tensor of a file, on the CPU, in the dtype of the file.
-
-    The bytes go straight from the file into the tensor's own memory.
-
-    Raises:
-        CheckpointError: if the file cannot be read, or ends too early.
-    """
-    tensor = torch.empty(entry.shape, dtype=entry.dtype)
-    with explained(f"read {entry.path}"), open(entry.path, "rb") as file:
-        file.seek(entry.start)
-        found = file.readinto(_bytes(tensor))
-    if found < entry.nbytes:
-        raise _truncated(
-            entry.path, entry.start + entry.nbytes, entry.start + found
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Return all that a model keeps, without the names of its wrappers."""
+    while isinstance(getattr(model, "module", None), nn.Module) and (
+        isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
         )
-    return tensor
+    ):
+        model = model.module
+    state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"'{name}' is {type(value).__name__}, not a tensor: a file "
+                "of tensors cannot hold it"
+            )
+    return {n.replace("_orig_mod.", ""): t for n, t in state.items()}
 
 
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers, each once.
 
-
-def write_file(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors of any shape and device to a new safetensors file.
+    A tensor with several names, as tied weights have, is listed under the
+    first of them. These are the model's own tensors, no copies. The wrappers
+    of `torch.compile` and DistributedDataParallel add nothing to the names.
 
     Raises:
-        FileExistsError: if the file exists.
-        OSError: if the disk is full, or does not let you write.
-        ValueError: if a dtype is none of `DTYPES`.
+        CheckpointError: if two tensors overlap without being one, or if the
+            model keeps extra state that is no tensor.
     """
-    # Wide dtypes first: so each tensor begins at a multiple of its width.
-    ranks = list(NAMES)
-    order = sorted(tensors, key=lambda n: (ranks.index(tensors[n].dtype), n))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    stop = 0
-    for name in order:
-        tensor, start = tensors[name], stop
-        stop += tensor.nbytes
-        header[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, stop],
-        }
-    line = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
-    text = line.encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(_bytes(tensors[name].detach().cpu().contiguous()))
+    state = _state(model)
+    return {name: state[name] for name in _first_names(state).values()}
 
 
 def _check_writable(tensors: Mapping[str, Tensor]) -> None:
-    """Raise if the files cannot hold a name or a tensor, or not just once."""
-    seen: dict[object, str] = {}
+    """Raise if a file cannot hold a name or a tensor, or not just once."""
     for name, tensor in tensors.items():
-        if name == "__metadata__":
-            raise CheckpointError(f"the name '{name}' is the format's own")
-        if tensor.is_meta:
-            raise CheckpointError(f"'{name}' is on meta and has no values")
-        if tensor.dtype not in NAMES:
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            raise CheckpointError(f"'{name}' is no tensor with values")
+    if "__metadata__" in tensors:
+        raise CheckpointError("the name '__metadata__' is the format's own")
+    for name, first in _first_names(tensors).items():
+        if name != first:
             raise CheckpointError(
-                f"'{name}' is {tensor.dtype}, which the file cannot hold"
-            )
-        memory = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        twin = seen.setdefault(memory, name) if tensor.nbytes else name
-        if twin != name:
-            raise CheckpointError(
-                f"'{twin}' and '{name}' share their memory: write it once, "
+                f"'{first}' and '{name}' share their memory: write it once, "
                 "as model_tensors does"
             )
 
@@ -295,15 +172,9 @@ def _shards(
         if runs[-1] and used + tensor.nbytes > limit:
             runs.append({})
             used = 0
-        runs[-1][name] = tensor
+        runs[-1][name] = tensor.detach()
         used += tensor.nbytes
     return runs
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a new file of JSON, indented."""
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
 
 
 def write_checkpoint(
@@ -315,114 +186,102 @@ def write_checkpoint(
 ) -> None:
     """Write config.json and tensors into a folder, as the libraries do.
 
-    Nothing here is atomic: `save_checkpoint` is, and `new_folder` is for
-    checkpoints of several parts.
+    Nothing here is atomic: `save_checkpoint` is.
 
     Args:
         folder: an existing folder without a checkpoint, created if missing.
-        tensors: of any shape and device, each with memory of its own; a
-            tensor that is not contiguous is written row by row.
+        tensors: of any shape and device, each with memory of its own.
         config: what JSON can hold.
         shard_bytes: above this size there are several files and an index.
 
     Raises:
-        CheckpointError: if a tensor cannot be stored.
-        OSError: if a file exists, or the disk refuses; `new_folder` makes a
-            CheckpointError of it.
+        CheckpointError: if a tensor cannot be stored, or a file exists.
         TypeError: if JSON cannot hold the configuration.
     """
     folder = Path(folder)
     _check_writable(tensors)
     shards = _shards(tensors, shard_bytes)
-    folder.mkdir(exist_ok=True)
-    _write_json(folder / "config.json", config)
-    if len(shards) == 1:
-        write_file(folder / "model.safetensors", tensors)
-        return
+    stem = "model.safetensors"
+    texts = {"config.json": dict(config)}
     places = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(folder / file, shard)
-        places.update(dict.fromkeys(shard, file))
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    content = {"metadata": {"total_size": size}, "weight_map": places}
-    _write_json(folder / "model.safetensors.index.json", content)
+    with explained(f"write {folder}"):
+        folder.mkdir(exist_ok=True)
+        for number, shard in enumerate(shards, start=1):
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            path = folder / (file if len(shards) > 1 else stem)
+            path.touch(exist_ok=False)
+            plain = {n: t.cpu().contiguous() for n, t in shard.items()}
+            save_file(plain, path, metadata={"format": "pt"})
+            places.update(dict.fromkeys(shard, file))
+        if len(shards) > 1:
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            texts[f"{stem}.index.json"] = {
+                "metadata": {"total_size": size},
+                "weight_map": places,
+            }
+        for name, content in texts.items():
+            with open(folder / name, "x", encoding="utf-8") as opened:
+                opened.write(json.dumps(content, indent=2) + "\n")
 
 
 # How the libraries call their files, and what a pickle may be called.
-STEMS = ("model", "diffusion_pytorch_model")
+STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def _find(place: Path) -> Path:
+    """Return the file, or the index of the files, that holds the tensors."""
+    if not place.exists():
+        raise CheckpointError(f"{place} does not exist")
+    held = sorted(place.iterdir()) if place.is_dir() else [place]
+    names = [stem + end for stem in STEMS for end in ("", ".index.json")]
+    found = [f for f in held if not place.is_dir() or f.name in names]
+    pickles = [file for file in held if file.suffix in PICKLES]
+    if pickles and not set(found) - set(pickles):
+        raise CheckpointError(
+            f"{pickles[0]} is refused: by its name it is a pickle, and "
+            "reading one can run any code"
+        )
+    if len(found) != 1:
+        listed = ", ".join(file.name for file in held) or "nothing"
+        count = "several checkpoints" if found else f"no {STEMS[0]}"
+        raise CheckpointError(
+            f"{place} holds {count}; name one file of what is there: {listed}"
+        )
+    return found[0]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file."""
     with explained(f"read {path}"):
-        return _parsed(path.read_bytes(), path)
+        content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds JSON, but not an object")
+    return content
 
 
-def _refuse(folder: Path) -> CheckpointError:
-    """Say why there is no checkpoint to be read here."""
-    if not folder.exists():
-        return CheckpointError(f"{folder} does not exist")
-    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    for file in files:
-        if file.suffix in PICKLES:
-            return CheckpointError(
-                f"{file} is refused: by its name it is a pickle, and reading "
-                "one can run any code"
-            )
-    if not folder.is_dir():
-        return CheckpointError(f"{folder} is a file: name its folder")
-    return CheckpointError(f"{folder} holds no safetensors file")
-
-
-def _read_index(index: Path) -> dict[str, Entry]:
-    """Return what the files of a sharded checkpoint hold, as it says."""
+def _tensors(place: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, file by file, still unread."""
+    with explained(f"read {place}"):
+        index = _find(Path(place))
+    if index.suffix != ".json":
+        return _mapped(index)
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise CheckpointError(f"{index} has no weight_map")
-    entries: dict[str, Entry] = {}
-    files = sorted(set(map(str, places.values())))
-    for file in files:
+    found: dict[str, Tensor] = {}
+    for file in sorted(set(map(str, places.values()))):
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(f"{index} names '{file}', which is refused")
-    for file in files:
-        for name, entry in read_header(index.with_name(file)).items():
-            if places.get(name) != file:
-                raise CheckpointError(
-                    f"{entry.path} holds '{name}', which {index.name} places "
-                    f"in {places.get(name)}"
-                )
-            entries[name] = entry
-    for name, file in places.items():
-        if name not in entries:
+        part = _mapped(index.with_name(file))
+        said = {name for name, where in places.items() if where == file}
+        if part.keys() != said:
             raise CheckpointError(
-                f"{index} places '{name}' in {file}, which does not hold it"
+                f"{index} and {file} disagree about "
+                f"{_listed(sorted(said ^ part.keys()))}"
             )
-    return entries
-
-
-def read_entries(folder: str | Path) -> dict[str, Entry]:
-    """Return what the checkpoint in a folder holds; no tensor is read.
-
-    Raises:
-        CheckpointError: if the folder or one of its files is missing, not
-            well-formed, or a pickle, or if the index and the files disagree.
-    """
-    folder = Path(folder)
-    with explained(f"read {folder}"):
-        for stem in STEMS:
-            single = folder / f"{stem}.safetensors"
-            index = folder / f"{stem}.safetensors.index.json"
-            if single.exists() and index.exists():
-                raise CheckpointError(
-                    f"{folder} holds {single.name} and an index"
-                )
-            if index.exists():
-                return _read_index(index)
-            if single.exists():
-                return read_header(single)
-        raise _refuse(folder)
+        found |= part
+    return found
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -434,26 +293,37 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return _read_json(Path(folder) / "config.json")
 
 
-def read_shapes(folder: str | Path) -> dict[str, torch.Size]:
-    """Return the shapes in a checkpoint by name; only headers are read.
+def read_shapes(place: str | Path) -> dict[str, torch.Size]:
+    """Return the shapes in a checkpoint by name; no number is read.
 
     Raises:
-        CheckpointError: as `read_entries`.
+        CheckpointError: if a file is missing, not well-formed or a pickle,
+            or if the index and the files disagree.
     """
-    entries = read_entries(folder)
-    return {name: entry.shape for name, entry in entries.items()}
+    return {name: tensor.shape for name, tensor in _tensors(place).items()}
 
 
 def read_tensors(
-    folder: str | Path, device: torch.device | str = "cpu"
+    place: str | Path, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, each in its own memory.
 
+    Args:
+        place: a folder, a single safetensors file, or an index of several.
+        device: where they are to be.
+
     Raises:
-        CheckpointError: as `read_entries` and `read_tensor`.
+        CheckpointError: as `read_shapes`.
     """
-    entries = read_entries(folder)
-    return {name: read_tensor(e).to(device) for name, e in entries.items()}
+    found = _tensors(place)
+    return {name: t.to(device, copy=True) for name, t in found.items()}
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first few of the names, and how many more there are."""
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"({shown}{more})"
 
 
 def _flush(path: str | Path) -> None:
@@ -472,51 +342,6 @@ def _flush_tree(folder: Path) -> None:
             _flush(os.path.join(where, name))
 
 
-def _taken(handle: int) -> bool:
-    """Lock an open folder; False if the file system has no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def locked(folder: str | Path) -> Iterator[bool]:
-    """Lock a folder; the system frees it even if the process is killed.
-
-    (Then not before the processes have ended that it forked.)
-
-    Yields:
-        Whether it is locked: False on a file system without locks.
-
-    Raises:
-        BlockingIOError: if somebody else has locked it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        yield _taken(handle)
-    finally:
-        with suppress(OSError):  # without locks
-            fcntl.flock(handle, fcntl.LOCK_UN)  # also for forked processes
-        os.close(handle)
-
-
-def remove_leftovers(home: Path, name: str) -> None:
-    """Remove what killed writers of folders left; live ones hold a lock.
-
-    Args:
-        home: the folder in which they were to be.
-        name: their names, as a pattern of `glob`.
-    """
-    for partial in home.glob(f".{name}.*.partial"):
-        with suppress(OSError), locked(partial) as held:  # or gone already
-            if held:
-                shutil.rmtree(partial, ignore_errors=True)
-
-
 def _refuse_existing(target: Path) -> None:
     """Raise if there is something under this name already."""
     if os.path.lexists(target):
@@ -530,8 +355,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """Give a hidden folder to fill, which becomes `folder` if all goes well.
 
     At every instant there is either no `folder`, or a complete one, even if
-    the process is killed or the power fails. After an error nothing is left;
-    what a killed process leaves is removed by the next call for `folder`.
+    the process is killed or the power fails. After an error nothing is left.
+    A killed process leaves its hidden folder: see `remove_leftovers`.
 
     Args:
         folder: a name that does not exist yet, in a folder that does.
@@ -544,22 +369,20 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Implements alg-atomic-save (book/workshop/checkpoint.md).
     """
     target = Path(folder).absolute()
+    hidden = f".{target.name}.{secrets.token_hex(4)}.partial"
+    partial = target.with_name(hidden)
     with explained(f"write {target}"):
         _refuse_existing(target)
-        remove_leftovers(target.parent, glob.escape(target.name))
-        unique = f".{target.name}.{secrets.token_hex(4)}.partial"
-        partial = target.with_name(unique)
-        partial.mkdir()
-        with locked(partial):
-            try:
-                yield partial
-                _flush_tree(partial)
-                _refuse_existing(target)
-                partial.rename(target)
-                _flush(target.parent)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+        partial.mkdir()  # step 1
+        try:
+            yield partial  # step 2
+            _flush_tree(partial)  # step 3
+            _refuse_existing(target)
+            partial.rename(target)  # step 4
+            _flush(target.parent)  # step 5
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def save_checkpoint(
@@ -577,18 +400,47 @@ def save_checkpoint(
         write_checkpoint(partial, tensors, config, shard_bytes=shard_bytes)
 
 
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold the lock of a folder, the file `.lock` in it.
+
+    The system frees it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: if somebody else holds it.
+    """
+    lock = FileLock(Path(folder) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"{folder} is locked by another") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_leftovers(home: Path, name: str) -> None:
+    """Remove what killed writers left; call it where nobody else writes.
+
+    Args:
+        home: the folder in which the checkpoints were to be.
+        name: their names, as a pattern of `glob`.
+    """
+    for partial in home.glob(f".{name}.*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _numbers(pattern: str, name: str) -> tuple[str, ...] | None:
-    """Return what stands in `name` for each # of a pattern that fits it."""
+    """Return what `name` has for each # of a pattern that fits it."""
     expression = re.escape(pattern).replace(r"\#", "([0-9]+)")
     found = re.fullmatch(expression, name)
     return found and found.groups()
 
 
-def _numbered(pattern: str, numbers: tuple[str, ...]) -> str:
-    """Return the pattern with its #s replaced, one after the other."""
-    for number in numbers:
-        pattern = pattern.replace("#", number, 1)
-    return pattern
+def _fits(patterns: tuple[str, ...], name: str) -> bool:
+    """Tell whether one of the patterns fits the name."""
+    return any(_numbers(pattern, name) is not None for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -613,17 +465,14 @@ class KeyMap:
 
     def targets(self, name: str) -> tuple[str, ...]:
         """Return the names in the model that a checkpoint's name becomes."""
-        for pattern, targets in self.names.items():
+        for pattern, found in self.names.items():
             numbers = _numbers(pattern, name)
             if numbers is not None:
-                several = (targets,) if isinstance(targets, str) else targets
-                return tuple(_numbered(t, numbers) for t in several)
+                targets = [found] if isinstance(found, str) else list(found)
+                for number in numbers:
+                    targets = [t.replace("#", number, 1) for t in targets]
+                return tuple(targets)
         return (name,)
-
-
-def _fits(patterns: tuple[str, ...], name: str) -> bool:
-    """Tell whether one of the patterns fits the name."""
-    return any(_numbers(pattern, name) is not None for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -652,26 +501,6 @@ class Route:
         )
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """Return, for each name of the state, the first name of its tensor."""
-    first: dict[int, str] = {}
-    state = model.state_dict(keep_vars=True)
-    return {
-        name: first.setdefault(id(tensor), name)
-        for name, tensor in state.items()
-    }
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers, each once.
-
-    A tensor with several names, as tied weights have, stands there under the
-    first of them. These are the model's own tensors, no copies.
-    """
-    state = model.state_dict(keep_vars=True)
-    return {name: state[name] for name in _first_names(model).values()}
-
-
 def match_keys(
     model: nn.Module | Mapping[str, torch.Size],
     shapes: Mapping[str, torch.Size],
@@ -687,16 +516,15 @@ def match_keys(
     Raises:
         CheckpointError: if a tensor of the model is not set exactly once, or a
             tensor of the checkpoint is not used, or a shape does not fit. One
-            sentence names them all.
+            sentence names them all. Also if tensors of the model overlap.
 
     Implements prop-strict-match (book/workshop/checkpoint.md).
     """
     keys = keys or KeyMap()
+    first, wanted = {}, model
     if isinstance(model, nn.Module):
-        first = _first_names(model)
+        first = _first_names(_state(model))
         wanted = {n: t.shape for n, t in model_tensors(model).items()}
-    else:
-        first, wanted = {}, dict(model)
     routes = {
         name: Route(
             tuple(first.get(t, t) for t in keys.targets(name)),
@@ -705,138 +533,118 @@ def match_keys(
         for name in shapes
         if not _fits(keys.ignored, name)
     }
-    _check_routes(routes, shapes, wanted)
-    return routes
-
-
-def _listed(names: list[str]) -> str:
-    """Return the number of names, and the first few of them."""
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"({shown}{more})"
-
-
-def _check_routes(
-    routes: Mapping[str, Route],
-    shapes: Mapping[str, torch.Size],
-    wanted: Mapping[str, torch.Size],
-) -> None:
-    """Raise unless the routes set all that is wanted, once, in its shape."""
     uses = Counter(t for route in routes.values() for t in route.targets)
-    extra = [
-        name
-        for name, route in routes.items()
-        if not all(target in wanted for target in route.targets)
-    ]
-    misshaped = [
-        name
-        for name, route in routes.items()
-        if name not in extra and not route.fits(shapes[name], wanted)
-    ]
+    known = {n for n, r in routes.items() if wanted.keys() >= {*r.targets}}
     trouble = {
         "missing": [name for name in wanted if name not in uses],
-        "extra": extra,
-        "misshaped": misshaped,
-        "set twice": [n for n in wanted if uses[n] > 1],
+        "extra": [name for name in routes if name not in known],
+        "misshaped": [
+            name
+            for name, route in routes.items()
+            if name in known and not route.fits(shapes[name], wanted)
+        ],
+        "set twice": [name for name in wanted if uses[name] > 1],
     }
-    if any(trouble.values()):
-        parts = [
-            f"{len(names)} {what} {_listed(names)}"
-            for what, names in trouble.items()
-            if names
-        ]
+    parts = [
+        f"{len(n)} {what} {_listed(n)}" for what, n in trouble.items() if n
+    ]
+    if parts:
         raise CheckpointError(
             "checkpoint and model do not match: " + ", ".join(parts)
         )
+    return routes
 
 
-def _check_dtypes(
+def _check_values(
+    model: nn.Module,
     routes: Mapping[str, Route],
-    entries: Mapping[str, Entry],
-    slots: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
     cast: bool,
 ) -> None:
-    """Raise if a dtype differs and must not be cast."""
+    """Raise if a dtype must not be cast, or if a tensor cannot be filled."""
+    slots = model_tensors(model)
     for name, route in routes.items():
-        found = entries[name].dtype
+        given = found[name].dtype
         for target in route.targets:
             wanted = slots[target].dtype
-            both = found.is_floating_point and wanted.is_floating_point
-            if found != wanted and not (cast and both):
+            both = given.is_floating_point and wanted.is_floating_point
+            if given != wanted and not (cast and both):
                 raise CheckpointError(
-                    f"'{name}' is {found} and the model's '{target}' is "
+                    f"'{name}' is {given} and the model's '{target}' is "
                     f"{wanted}; cast=True converts floating dtypes"
                 )
-
-
-def _check_buffers(model: nn.Module) -> None:
-    """Raise if a buffer on meta is one that no checkpoint holds."""
-    kept = model.state_dict(keep_vars=True)
+    for name, slot in slots.items():
+        if slot.is_meta and weakref.getweakrefcount(slot):
+            raise CheckpointError(
+                f"'{name}' is on meta and something holds a weak reference "
+                "to it, so it cannot be given values"
+            )
+    kept = {id(tensor) for tensor in _state(model).values()}
     for name, buffer in model.named_buffers():
-        if buffer.is_meta and name not in kept:
+        if buffer.is_meta and id(buffer) not in kept:
             raise CheckpointError(
                 f"the buffer '{name}' is not persistent, so on meta it never "
                 "gets values: build the model on a real device"
             )
 
 
-def _parts(
-    tensor: Tensor, route: Route, slots: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return what a tensor gives to each of its targets, in its own memory."""
-    if route.transposed:
-        tensor = tensor.t().contiguous()
-    if len(route.targets) == 1:
-        return {route.targets[0]: tensor}
-    pieces = tensor.split([len(slots[target]) for target in route.targets])
-    clones = [piece.clone() for piece in pieces]
-    return dict(zip(route.targets, clones, strict=True))
-
-
 def _fill(slot: Tensor, value: Tensor) -> None:
     """Give the values to a tensor of a model; it stays the same object."""
     if not slot.is_meta:
         slot.copy_(value)
-    elif isinstance(slot, nn.Parameter):
-        swap_tensors(slot, nn.Parameter(value, slot.requires_grad))
+        return
+    own = torch.empty(slot.shape, dtype=slot.dtype, device="cpu")
+    own.copy_(value)
+    if isinstance(slot, nn.Parameter):
+        swap_tensors(slot, nn.Parameter(own, slot.requires_grad))
     else:
-        swap_tensors(slot, value)
+        swap_tensors(slot, own)
 
 
 def load_checkpoint(
     model: nn.Module,
-    folder: str | Path,
+    place: str | Path,
     keys: KeyMap | None = None,
     *,
     cast: bool = False,
 ) -> None:
-    """Give a model the tensors of a checkpoint: all of them, or none.
+    """Give a model the tensors of a checkpoint, if all of them fit.
 
-    The model may be on meta, and is on the CPU then: so built, it takes no
-    memory but what it is filled with. Else it stays where it is, and until all
-    is read, old and new values are in memory. Parameters stay the same
-    objects, tied ones stay tied, and a checkpoint may hold them under any one
-    of their names. Buffers that are not persistent are left alone.
+    The model may be on meta, and is on the CPU then; else it stays where it
+    is. Parameters stay the same objects, tied ones stay tied, and a checkpoint
+    may hold them under any one of their names. Buffers that are not persistent
+    are left alone.
+
+    Args:
+        model: what is filled.
+        place: a folder, a single safetensors file, or an index of several.
+        keys: how names change; without it, they do not.
+        cast: whether floating dtypes may be converted.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be read, does not match the
-            model (`match_keys`), or has another dtype and `cast` is not
-            set. The model is unchanged then.
+        CheckpointError: if the checkpoint cannot be opened, or does not match
+            the model in names, shapes (`match_keys`) or dtypes. The model is
+            unchanged then. Should the disk fail while numbers are read, some
+            tensors are filled and others are not: load again.
     """
-    entries, slots = read_entries(folder), model_tensors(model)
-    shapes = {name: entry.shape for name, entry in entries.items()}
+    found = _tensors(place)
+    shapes = {name: tensor.shape for name, tensor in found.items()}
     try:
         routes = match_keys(model, shapes, keys)
-        _check_dtypes(routes, entries, slots, cast)
-        _check_buffers(model)
+        _check_values(model, routes, found, cast)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    values = {}
-    for name, route in routes.items():
-        for target, value in _parts(
-            read_tensor(entries[name]), route, slots
-        ).items():
-            values[target] = value.to(slots[target].dtype)
+        raise CheckpointError(f"{place}: {error}") from None
+    slots = model_tensors(model)
     with torch.no_grad():
-        for target, value in values.items():
-            _fill(slots[target], value)
+        for name in list(found):
+            tensor = found.pop(name)  # the last of a file lets go of it
+            if name not in routes:
+                continue
+            targets = routes[name].targets
+            if routes[name].transposed:
+                tensor = tensor.t()
+            parts = [tensor]
+            if len(targets) > 1:
+                parts = tensor.split([len(slots[t]) for t in targets])
+            for target, part in zip(targets, parts, strict=True):
+                _fill(slots[target], part)
