@@ -14,6 +14,15 @@ from pathlib import Path
 VENV = Path(".venv")
 STAMP = VENV / "installed"
 INPUTS = (Path("constraints.txt"), Path("pyproject.toml"))
+# The wheel of the package has no compiler, and so no command: this is for who works on the book.
+COMMAND = """\
+#!{python}
+import sys
+
+from loom.__main__ import command
+
+sys.exit(command())
+"""
 
 
 def main(apt_files: list[str]) -> int:
@@ -101,6 +110,9 @@ def install_environment() -> bool:
         if subprocess.run(step, env=environment, check=False).returncode:
             print(f"This failed: {' '.join(step)}", file=sys.stderr)
             return False
+    command = VENV / "bin/loom"
+    command.write_text(COMMAND.format(python=(VENV / "bin/python").absolute()))
+    command.chmod(0o755)
     STAMP.write_text(digest())
     return True
 
