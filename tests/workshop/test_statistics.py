@@ -106,7 +106,7 @@ def test_the_interval_holds_what_it_contains_by_the_score_test():
 
 def test_coverage_keeps_the_promise_on_average():
     for n, confidence in ((20, 0.95), (200, 0.95), (50, 0.8)):
-        grid = (np.arange(400) + 0.5) / 400
+        grid = (np.arange(100) + 0.5) / 100
         found = [coverage(accuracy, n, confidence) for accuracy in grid]
         assert abs(np.mean(found) - confidence) < 0.01
 
