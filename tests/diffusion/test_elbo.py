@@ -782,6 +782,10 @@ def test_nothing_is_read_from_an_accelerator():
     sigma = schedule.beta.sqrt()
     assert posterior(x, x, t, schedule)[0].is_meta
     assert kl_terms(zeros, x, t, x, schedule, sigma).is_meta
+    there = sigma.to(device)
+    assert kl_terms(zeros, x, t, x, schedule, there).is_meta
+    assert bound_terms(zeros, x, schedule, there, chunk=3).is_meta
+    assert ancestral_sample(zeros, x, schedule, there).is_meta
     assert discretised_log_prob(x, x, 0.1).is_meta
 
 
