@@ -198,8 +198,9 @@ def key(source: str) -> str:
 
 
 def anchor(name: str) -> str:
-    """The anchor of the cell that defines a name."""
-    return "code-" + name.replace(".", "-").replace("_", "-").strip("-").lower()
+    """The anchor of the cell that defines a name; `SHAPES` and `shapes` have two."""
+    kind = "constant-" if name.isupper() and len(name) > 1 else ""
+    return f"code-{kind}" + name.replace(".", "-").replace("_", "-").strip("-").lower()
 
 
 def went(cell: Cell, definitions: list[Definition]) -> Note:
