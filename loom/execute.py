@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Limits", "execute"]
 
+LONGEST = 1_000_000  # characters of a cell's output: more is no page that anyone reads
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 WARNING = re.compile(r"^(?P<file>\S+\.py):(?P<line>\d+): (?P<what>\w+: .*)$", re.MULTILINE)
@@ -53,7 +55,8 @@ async def execute(
     from nbclient import NotebookClient
 
     # Timestamps in the cells would enter their key in the cache.
-    options = {"timeout": limits.timeout, "record_timing": False, "coalesce_streams": True}
+    # nbclient would join streams by an expression that takes the square of a long line's length.
+    options = {"timeout": limits.timeout, "record_timing": False, "coalesce_streams": False}
     client = NotebookClient(notebook, **options)
     manager = client.create_kernel_manager()
     try:
@@ -114,6 +117,10 @@ async def _run(
         raise failure(cell.line, "R03", sentence) from None
     except DeadKernelError:
         raise failure(cell.line, "R04", "the kernel died in this cell (out of memory?)") from None
+    node.outputs = _joined(node.outputs)
+    if (size := sum(len(text) for text in _texts(node))) > LONGEST:
+        sentence = f"this cell prints {size:,} characters, more than {LONGEST:,}: print less"
+        raise failure(cell.line, "R07", sentence)
     complaint = "" if _may_complain(node) else _stream(node, "stderr")
     if limits.stderr and complaint:
         line, sentence = _complaint(chapter, cell, client.nb, complaint)
@@ -121,6 +128,27 @@ async def _run(
     if cell.kind in ("verify", "refute") and "passed: test_" not in _stream(node, "stdout"):
         sentence = "no test was called: this cell defines no function test_*() without parameters"
         raise failure(cell.line, "R05", sentence)
+
+
+def _joined(outputs: "list[NotebookNode]") -> "list[NotebookNode]":
+    """The outputs with each run of one stream as one text, in which a return begins a line anew."""
+    joined = []
+    for stream, group in groupby(outputs, lambda o: o.get("name", "")):
+        first, *more = group
+        if not stream:
+            joined += [first, *more]
+            continue
+        text = "".join(output.text for output in (first, *more)).replace("\r\n", "\n")
+        first.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+        joined.append(first)
+    return joined
+
+
+def _texts(node: "NotebookNode") -> Iterator[str]:
+    """What a page would show of a cell's outputs as text."""
+    for output in node.outputs:
+        yield output.get("text", "")
+        yield output.get("data", {}).get("text/plain", "")
 
 
 def _line(cell: Cell, number: int) -> int:

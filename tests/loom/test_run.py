@@ -189,6 +189,11 @@ FAILURES = {
         "import os",
         "R04 the kernel died in this cell",
     ),
+    "ten megabytes in one line": (
+        ["x = 1", "print('x' * 10_000_000)"],
+        "print(",
+        "R07 this cell prints 10,000,001 characters",
+    ),
 }
 
 
@@ -198,7 +203,7 @@ def test_a_failure_names_chapter_and_line(small_book, case):
     small_book.chapters(a=cells)
     text = (small_book.root / "book/a.md").read_text()
     line = text[: text.rindex(code)].count("\n") + 1
-    if sentence[:3] in ("R04", "R05") or case == "standard error":
+    if sentence[:3] in ("R04", "R05", "R07") or case == "standard error":
         fences = text[: text.rindex(code)].rindex("```{code-cell}")
         line = text[:fences].count("\n") + 1
     status, out, err = small_book.run()
@@ -207,6 +212,26 @@ def test_a_failure_names_chapter_and_line(small_book, case):
     assert "Task exception" not in err
     assert out == ""
     assert "book/a.md" not in rows(small_book)
+
+
+def test_a_stream_is_one_text_in_which_a_return_begins_the_line_anew(
+    small_book,
+):
+    small_book.chapters(
+        a=[
+            "import sys, time\nfor i in range(3):\n"
+            "    print(f'\\r{i} of 3', end='', flush=True)\n"
+            "    time.sleep(0.3)\nprint('\\nlast\\r')"
+        ]
+    )
+    assert small_book.run()[0] == 0
+    chapter = executable(small_book.root / "book/a.md", small_book.root)
+    (cell,) = [
+        c
+        for c in Cache(small_book.root).executed(chapter).cells
+        if c.cell_type == "code"
+    ]
+    assert [o.text for o in cell.outputs] == ["2 of 3\nlast\n"]
 
 
 def test_a_cell_that_hangs_is_stopped(small_book):
