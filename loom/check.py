@@ -2,16 +2,18 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from loom.book import Book, Chapter
 from loom.errors import Problem
+from loom.labels import KINDS, PROVED, Label, blocks, labels
 from loom.results import Results
 from loom.tangle import Tangled
 from loom.write import drift
 
 __all__ = ["check", "main"]
 
+ANSWERS = ("solution", "solution-start", "hint")
 NUMBERS_DIFFER = re.compile(r"\\begin\{(align|gather|multline|flalign|alignat|eqnarray)\}")
 BREAKS_IN_PRINT = re.compile(r"\[[^\]]*\]\(#(eq|thm|lem|prop|cor|def|alg|fig)-")
 
@@ -29,9 +31,22 @@ def check(book: Book, tangled: Tangled) -> tuple[list[Problem], str]:
     """Return what is not right, and the differences between chapters and files as a diff."""
     problems, diff = drift(book, tangled)
     problems += Results(book, tangled).problems()
+    known = labels(book)
     for chapter in book.chapters:
         problems += _lint(chapter)
+        problems += _unnamed(chapter, known)
     return sorted(problems), diff
+
+
+def _unnamed(chapter: Chapter, known: Mapping[str, Label]) -> Iterator[Problem]:
+    """Results without a label, of which nothing would be asked, and answers to no exercise."""
+    for block in blocks(chapter):
+        if KINDS.get(block.directive) in PROVED and not block.label:
+            sentence = f"this {block.directive.removeprefix('prf:')} has no ':label:'"
+            yield Problem(chapter.path, block.line, "L29", sentence)
+        if block.directive in ANSWERS and block.title and block.title not in known:
+            sentence = f"no chapter has the label '{block.title}'"
+            yield Problem(chapter.path, block.line, "L14", sentence)
 
 
 def _lint(chapter: Chapter) -> Iterator[Problem]:

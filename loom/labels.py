@@ -13,7 +13,7 @@ from loom.blocks import CELL
 from loom.book import Book, Chapter
 from loom.errors import Problem, Problems
 
-__all__ = ["PROVED", "Block", "Label", "blocks", "labels", "references"]
+__all__ = ["KINDS", "PROVED", "Block", "Label", "blocks", "labels", "references"]
 
 KINDS = {
     "prf:definition": "def",

@@ -53,6 +53,14 @@ def check(
         ),
         ("$$\n\\begin{align*}\nx\n\\end{align*}\n$$\n", ""),
         ("See [this](#eq-one).\n", "breaks in print"),
+        (
+            THEOREM.replace(":label: thm-one\n\n", ""),
+            "L29 this theorem has no ':label:'",
+        ),
+        (
+            "```{solution} ex-one\nSo.\n```\n",
+            "L14 no chapter has the label 'ex-one'",
+        ),
     ],
 )
 def test_what_is_missing(text: str, said: str, check: Check) -> None:
