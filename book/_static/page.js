@@ -37,7 +37,9 @@ addEventListener("load", async () => {
     addEventListener(kind, () => (moved = true), { once: true, passive: true });
   }
   if (window.MathJax) await MathJax.startup.promise;
-  // Formulas push down what stands below them; whoever has not moved yet is brought there again.
+  // Formulas push down what stands below them; whoever has not moved yet is brought there again,
+  // two frames later, when the browser has done its own adjusting.
+  for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
   if (named() && !moved) show();
   hints();
 });
