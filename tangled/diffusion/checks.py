@@ -3,6 +3,7 @@
 Tangled from book/diffusion/forward.md.
 """
 
+import operator
 from typing import SupportsIndex
 
 import torch
@@ -49,10 +50,15 @@ def check_order(
 ) -> None:
     """Raise unless lowest <= first <= ... <= last <= highest, all whole."""
     got = ", ".join(f"{name} = {step!r}" for name, step in steps.items())
-    if not all(hasattr(step, "__index__") for step in steps.values()):
+    try:
+        whole = [operator.index(step) for step in steps.values()]
+    except TypeError:
+        whole = []
+    # True is 1 to Python, but as an index of a tensor it is a mask.
+    if not whole or any(isinstance(step, bool) for step in steps.values()):
         raise TypeError(f"steps must be whole numbers, got {got}")
     above = [] if highest is None else [highest]
-    values = [lowest, *steps.values(), *above]
+    values = [lowest, *whole, *above]
     if values != sorted(values):
         wanted = " <= ".join(map(str, [lowest, *steps, *above]))
         raise ValueError(f"steps must satisfy {wanted}, got {got}")
@@ -67,12 +73,13 @@ def check_beta(beta: Float64[Tensor, "T_plus_1"]) -> None:
             f"or more steps, got {kind} {list(getattr(beta, 'shape', []))}"
         )
     power = (1 - beta).cumprod(0)
-    falls = (power.diff() < 0) & (power[1:] > 0)  # false for NaN
+    snr = power / (1 - power)
+    falls = (snr.diff() < 0) & (snr[1:] > 0)  # false for NaN
     wrong = ~torch.cat([beta[:1] == 0, falls])
     if wrong.any():
         t = int(wrong.nonzero()[0])
         raise ValueError(
-            "beta must be 0 at t = 0 and then let alpha_bar fall strictly "
-            f"and stay above 0 in float64, but at t = {t} beta is "
-            f"{beta[t].item()} and alpha_bar {power[t].item()}"
+            "beta must be 0 at t = 0 and then let the SNR fall strictly and "
+            f"stay above 0 in float64, but at t = {t} beta is "
+            f"{beta[t].item()} and the SNR {snr[t].item()}"
         )

@@ -31,7 +31,7 @@ class Schedule:
 
     Raises:
         TypeError: if `beta` is not such a table.
-        ValueError: unless alpha_bar falls strictly and stays above 0.
+        ValueError: unless the SNR falls strictly and stays above 0.
 
     Source: Ho, Jain and Abbeel (2020), section 2.
     """
@@ -217,8 +217,12 @@ def to_index(t: int | Int64[Tensor, "*B"]) -> int | Int64[Tensor, "*B"]:
     """Return the 0-based array index t - 1 that other libraries have for t.
 
     Raises:
+        TypeError: if t is not whole.
         ValueError: if t is below 1; the data end t = 0 has no entry there.
     """
-    if (torch.as_tensor(t) < 1).any():
+    steps = torch.as_tensor(t)
+    if steps.dtype != torch.int64:
+        raise TypeError(f"t must be an int or an int64 tensor, got {t!r}")
+    if (steps < 1).any():
         raise ValueError(f"t must be at least 1, got {t}")
     return t - 1

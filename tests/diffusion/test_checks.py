@@ -111,7 +111,7 @@ def test_steps_are_in_order_and_in_range(steps, fine):
         )
 
 
-@pytest.mark.parametrize("T", [10.0, "10", None, math.nan])
+@pytest.mark.parametrize("T", [10.0, "10", None, math.nan, True])
 def test_a_count_is_a_whole_number(T):
     check_order(1, T=10**9)
     refused(
@@ -119,6 +119,15 @@ def test_a_count_is_a_whole_number(T):
         TypeError,
         f"^steps must be whole numbers, got T = {T!r}$",
     )
+
+
+def test_steps_that_would_be_a_mask_or_several_are_refused():
+    for t in (True, torch.tensor([1, 2]), torch.tensor(2.5)):
+        refused(
+            lambda t=t: check_order(0, 10, s=0, t=t),
+            TypeError,
+            "^steps must be whole numbers, got s = 0, t = ",
+        )
 
 
 @pytest.mark.parametrize(
@@ -149,6 +158,10 @@ def test_what_is_no_table_is_refused(beta):
         ([0.0, 0.1, math.nan, 0.1], 2),
         ([0.0, math.inf], 1),
         ([0.0, 0.1, 1e-17], 2),  # alpha_bar does not move in float64
+        (
+            [0.0, 0.6297977202268886, 2e-16, 2e-16, 2e-16],
+            4,
+        ),  # it moves, SNR does not
         ([0.0, 1e-17], 1),
         ([0.0] + [0.99] * 200, 162),  # alpha_bar is 0 in float64
     ],

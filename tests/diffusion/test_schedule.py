@@ -329,6 +329,13 @@ def test_the_data_end_has_no_index(t):
 
 
 @pytest.mark.usefixtures("plain_errors")
+@pytest.mark.parametrize("t", [1.5, True, torch.tensor([1.0, 2.0])])
+def test_what_is_not_whole_has_no_index(t):
+    with pytest.raises(TypeError, match=r"^t must be an int or an int64 "):
+        to_index(t)
+
+
+@pytest.mark.usefixtures("plain_errors")
 @pytest.mark.parametrize(
     ("t", "kind", "sentence"),
     [
