@@ -333,7 +333,7 @@ class Run:
         for p in self.trained.values():  # 0 where no loss reaches
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         gradients = [p.grad for p in self.trained.values()]
-        _exchange([sums, *gradients], dist.all_reduce)
+        _exchange([sums, *gradients], add=True)
         norm = nn.utils.get_total_norm(map(_wide, gradients)) / sums[1]
         scale = 1 / sums[1]
         if self.config.max_norm is not None:
@@ -370,7 +370,7 @@ class Run:
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate
         self.step += 1
-        _exchange(self.core.buffers(), _from_first)
+        _exchange(self.core.buffers())
         if self.average is not None:
             self.average.update_parameters(self.core)
         return row, stop and (look or self.processes == 1)
@@ -391,12 +391,11 @@ class Run:
                 batch = next(self._batches)
             elif mine:
                 torch.manual_seed(derived_seed(*drawn, 0))
-                items = isinstance(self.data, Dataset)  # gives one at a time
-                batch = (
-                    default_collate([self.data[i] for i in cut[j].tolist()])
-                    if items
-                    else self.data[cut[j]]
-                )
+                if isinstance(self.data, Dataset):  # gives one at a time
+                    items = [self.data[i] for i in cut[j].tolist()]
+                    batch = default_collate(items)
+                else:
+                    batch = self.data[cut[j]]
             if mine:
                 yield batch, derived_seed(*drawn)
 
@@ -445,11 +444,9 @@ class Run:
         what = f"step {self.step}: {broken} have entries that are not finite"
         _require(not broken, what, TrainingError)
         tensors, rest = self._remembered()
-        told = {
-            "step": self.step,
-            "log": os.fstat(self._file.fileno()).st_size,
-        }
-        told |= {"optimizer": rest, "setup": self._setup(self.step)}
+        size = os.fstat(self._file.fileno()).st_size
+        told = {"step": self.step, "log": size, "optimizer": rest}
+        told["setup"] = self._setup(self.step)
         with new_folder(self.folder / f"step-{self.step:08d}") as partial:
             save_checkpoint(partial / "model", model_tensors(self.core), told)
             save_checkpoint(partial / "optimizer", tensors, {})
@@ -580,18 +577,13 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if low else x
 
 
-def _exchange(tensors: Iterable[Tensor], how: Callable[..., Any]) -> None:
-    """Let the processes exchange tensors in place, half bits in float32."""
+def _exchange(tensors: Iterable[Tensor], add: bool = False) -> None:
+    """Give all processes the sums of their tensors, or those of the first."""
     if dist.is_available() and dist.is_initialized():
         for tensor in tensors:
             sent = _wide(tensor.detach()).contiguous()
-            how(sent)
+            dist.all_reduce(sent) if add else dist.broadcast(sent, 0)
             tensor.detach().copy_(sent)
-
-
-def _from_first(tensor: Tensor) -> None:
-    """Give all processes a tensor of the first."""
-    dist.broadcast(tensor, 0)
 
 
 def _indexed(data: Any, config: Training, processes: int) -> bool:
@@ -726,7 +718,7 @@ def train(
         interruptible() as asked,
         tqdm(total=config.steps, initial=run.step, disable=silent) as bar,
     ):
-        _exchange((*run.core.parameters(), *run.core.buffers()), _from_first)
+        _exchange((*run.core.parameters(), *run.core.buffers()))
         stopped = _steps(run, asked, bar, evaluate, rhythm)
         if run.processes > 1:
             dist.barrier()  # none ends before the checkpoint is there
