@@ -166,8 +166,8 @@ def train_it(
     twice, rank = arguments.pop("twice", False), arguments.pop("rank", 0)
     with process_group():
         run = fussy(evaluate=evaluate, model=own, **arguments)
-    weights = torch.cat([p.flatten() for p in run.model.parameters()])
-    return {"step": run.step, "weights": weights.tolist()}
+    state = torch.cat([x.flatten() for x in run.model.state_dict().values()])
+    return {"step": run.step, "state": state.tolist()}
 
 
 def share(

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -407,8 +408,29 @@ def test_the_number_of_checkpoints(tmp_path):
         fussy(tmp_path / f"{keep}", 6, keep=keep)
         names = [path.name[-1] for path in checkpoints(tmp_path / f"{keep}")]
         assert names == ["0", "2", "4", "6"][-keep:]
-    fussy(tmp_path / "end", 5, save_every=None)
-    assert [path.name[-1] for path in checkpoints(tmp_path / "end")] == ["5"]
+    fussy(tmp_path / "end", 5, save_every=None, keep=9)
+    names = [path.name[-1] for path in checkpoints(tmp_path / "end")]
+    assert names == ["0", "5"]
+
+
+@pytest.mark.verifies("thm-resume")
+def test_the_log_is_on_the_disk_before_its_checkpoint(tmp_path, monkeypatch):
+    """(B3): were the power to fail between the two, no row would be lost."""
+    flush, seen = os.fsync, []
+
+    def noted(file) -> None:
+        log = tmp_path / "log.jsonl"
+        if log.exists() and os.path.samestat(
+            os.fstat(file if isinstance(file, int) else file.fileno()),
+            log.stat(),
+        ):
+            names = [path.name[-1] for path in checkpoints(tmp_path)]
+            seen.append((log.read_text().count("\n"), names))
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    fussy(tmp_path, 6)
+    assert seen == [(0, []), (2, ["0"]), (4, ["2"]), (6, ["4"])]
 
 
 # ---- bad input
