@@ -46,12 +46,8 @@ __all__ = [
 class Classifier(nn.Module):
     """A small convolutional network that says what a picture shows.
 
-    Args:
-        channels: C of the pictures.
-        classes: number of classes.
-        width: channels of the first level, a multiple of 8; each level
-            doubles them.
-        levels: how often the resolution is halved.
+    Each of its levels halves the resolution and doubles the channels, which
+    begin with `width`, a multiple of 8.
     """
 
     def __init__(
@@ -107,17 +103,9 @@ def learn(
     micro_batches: int = 1,
     device: torch.device | str = "cpu",
 ) -> Run:
-    """Train a classifier in batches of 64; arguments and errors as in `train`.
+    """Build and train a classifier, in batches of 64; see `train`.
 
-    Args:
-        build: makes the classifier; its first weights follow from the seed.
-        train_set: the labelled images.
-        steps: number of steps.
-        seed: of the first weights, the order and the dropout.
-        folder: for checkpoints and log.
-        save_every: steps between checkpoints.
-        micro_batches: parts of a process's share of the 64.
-        device: where to train.
+    All follows from the seed: first weights, order and dropout.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -139,10 +127,7 @@ def learn(
 def predictions(
     model: nn.Module, images: Images, batch_size: int = 500
 ) -> Int64[Tensor, "N"]:
-    """Return the most likely class of each picture, on the CPU.
-
-    The model answers in evaluation mode, whatever mode it is in.
-    """
+    """Return the likeliest class of each picture, in evaluation mode."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     parts = torch.arange(len(images)).split(batch_size)
@@ -175,11 +160,7 @@ def digits_judge(
 def shapes_judge(
     folder: Path, *, steps: int, seed: int, pictures: int
 ) -> tuple[nn.Module, list[Row]]:
-    """Make the judge of shapes, a `shapes_classifier`.
-
-    It learns from `shapes(pictures, 0, first=1000)`: the first 1,000 pictures
-    of this sequence are left for tests.
-    """
+    """Make the judge of shapes; the first 1,000 pictures are for tests."""
     train_set = shapes(pictures, seed=0, first=1000)
     run = learn(shapes_classifier, train_set, steps, seed, folder, 50)
     return run.model, run.log
@@ -192,13 +173,11 @@ def command(arguments: Sequence[str] | None = None) -> int:
         description="Train a classifier; go on if it was stopped before.",
     )
     parser.add_argument("folder", type=Path, help="of checkpoints and log")
-    parser.add_argument(
-        "--data", choices=("digits", "shapes"), default="digits"
-    )
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=50)
-    parser.add_argument("--micro-batches", type=int, default=1)
+    sets = ("digits", "shapes")
+    parser.add_argument("--data", choices=sets, default="digits")
+    numbers = {"steps": 400, "seed": 0, "save-every": 50, "micro-batches": 1}
+    for name, value in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     options = vars(parser.parse_args(arguments))
     if options.pop("data") == "digits":
         build, (train_set, _, test_set) = digits_classifier, digits()

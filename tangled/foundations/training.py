@@ -14,16 +14,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -34,6 +33,7 @@ from tqdm.auto import tqdm
 
 from tangled.workshop.checkpoint import (
     load_checkpoint,
+    locked,
     model_tensors,
     new_folder,
     read_config,
@@ -62,10 +62,7 @@ __all__ = [
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return one seed for several whole numbers, below 2**64.
-
-    Other numbers, or the same ones in another order, give an unrelated seed.
-    """
+    """Return a seed below 2**64 that depends on numbers and their order."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
@@ -82,8 +79,7 @@ def batch_indices(
 ) -> Int64[Tensor, "B"]:
     """Return which of n examples make the batch of a step, from step 0 on.
 
-    Raises:
-        ValueError: if the batch is larger than the data.
+    Raises ValueError if the batch is larger than the data.
 
     Implements def-batches, eq-batch-order, prop-batch-gradient
     (book/foundations/training.md).
@@ -98,10 +94,12 @@ def batch_indices(
     return order[batch * batch_size : (batch + 1) * batch_size]
 
 
-def _require(holds: bool, sentence: str) -> None:
-    """Raise a ValueError with this sentence unless something holds."""
+def _require(
+    holds: bool, sentence: str, error: type[Exception] = ValueError
+) -> None:
+    """Raise an error with this sentence unless something holds."""
     if not holds:
-        raise ValueError(sentence)
+        raise error(sentence)
 
 
 # What a model is trained on: (model, batch, generator) -> losses [items].
@@ -117,6 +115,16 @@ def _seeded(device: torch.device, seed: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
+def _moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch on a device: a tensor, or what tensors are nested in."""
+    if isinstance(batch, Mapping):
+        return {name: _moved(x, device) for name, x in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(_moved(x, device) for x in batch)
+    move = getattr(batch, "to", None)
+    return batch if move is None else move(device, non_blocking=True)
+
+
 def accumulate(
     model: nn.Module,
     losses: Losses,
@@ -125,11 +133,8 @@ def accumulate(
 ) -> tuple[Float[Tensor, ""], int]:
     """Add the gradients of the summed losses of the parts, (batch, seed).
 
-    Returns:
-        The sum of the losses, in the units of `losses`, and their number.
-
-    Raises:
-        TypeError: if `losses` returns something else than one loss per item.
+    Returns the sum of the losses, in their units, and their number. Raises
+    TypeError if `losses` returns something else than one loss per item.
 
     Implements eq-mean-gradient, prop-weighted-parts
     (book/foundations/training.md).
@@ -142,38 +147,24 @@ def accumulate(
         generator = _seeded(device, seed)
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             each = losses(model, _moved(batch, device), generator)
-        if each.ndim != 1:
-            raise TypeError(
-                "losses must return one number for each item, [items], "
-                f"got shape {list(each.shape)}"
-            )
+        _require(
+            each.ndim == 1,
+            "losses must return one number for each item, "
+            f"got shape {list(each.shape)}",
+            TypeError,
+        )
         each.sum().backward()
         total += each.detach().sum(dtype=wide)
         items += len(each)
     return total, items
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch on a device: a tensor, or what tensors are nested in."""
-    if isinstance(batch, Mapping):
-        return {name: _moved(value, device) for name, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return tuple(_moved(value, device) for value in batch)
-    return (
-        batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
-    )
-
-
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """Return an average of the weights that a model will have had.
 
-    Call `update_parameters(model)` after each step: at first it is the plain
-    mean of all weights so far, later their exponential moving average. What
-    the model is now does not count; buffers are copied.
-
-    Args:
-        model: its copy, in evaluation mode, is the attribute `module`.
-        decay: in [0, 1); it remembers about 1 / (1 - decay) steps.
+    Call `update_parameters(model)` after each step. The attribute `module` is
+    the averaged model in evaluation mode, with the newest buffers; `decay`
+    in [0, 1) remembers about 1 / (1 - decay) steps.
 
     Implements eq-moving-average, prop-moving-average
     (book/foundations/training.md).
@@ -196,49 +187,33 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 class Training:
     """What a run does, apart from its model, loss, data and optimiser.
 
-    Args:
-        steps: number of steps of the whole run.
-        batch_size: examples of a step, over all processes.
-        micro_batches: parts into which a process cuts its share of a batch.
-        max_norm: longer gradients are scaled down to this; None: never.
-        ema_decay: decay of the average of the weights; None: no average.
-        precision: "float32", or "bfloat16" for the layers that can.
-        seed: of the order of the examples and of all that is drawn.
-
-    Raises:
-        ValueError: if an argument is out of its range.
+    Raises ValueError if a field is out of its range.
     """
 
-    steps: int
-    batch_size: int = 64
-    micro_batches: int = 1
-    max_norm: float | None = 1.0
-    ema_decay: float | None = None
-    precision: str = "float32"
-    seed: int = 0
+    steps: int  # of the whole run
+    batch_size: int = 64  # examples of a step, over all processes
+    micro_batches: int = 1  # parts of a process's share of a batch
+    max_norm: float | None = 1.0  # longer gradients are scaled down to it
+    ema_decay: float | None = None  # of an average of the weights
+    precision: str = "float32"  # or "bfloat16", for the layers that can
+    seed: int = 0  # of the order of the examples and of all that is drawn
 
     def __post_init__(self) -> None:
         norm, decay = self.max_norm, self.ema_decay
         some, whole = range(1, 2**63), "a whole number from 1 on"
-        rules = {
-            "steps": (self.steps in some, whole),
-            "batch_size": (self.batch_size in some, whole),
-            "micro_batches": (self.micro_batches in some, whole),
-            "max_norm": (norm is None or norm > 0, "positive or None"),
-            "ema_decay": (
-                decay is None or 0 <= decay < 1,
-                "in [0, 1) or None",
-            ),
-            "precision": (
-                self.precision in ("float32", "bfloat16"),
-                "float32 or bfloat16 (float16 needs loss scaling)",
-            ),
-            "seed": (self.seed in range(2**63), "a whole number from 0 on"),
-        }
-        for name, (holds, what) in rules.items():
-            _require(
-                holds, f"{name} must be {what}, got {getattr(self, name)!r}"
-            )
+        precise = self.precision in ("float32", "bfloat16")
+        bits = "float32 or bfloat16 (float16 needs loss scaling)"
+        for name, holds, what in (
+            ("steps", self.steps in some, whole),
+            ("batch_size", self.batch_size in some, whole),
+            ("micro_batches", self.micro_batches in some, whole),
+            ("max_norm", norm is None or norm > 0, "positive or None"),
+            ("ema_decay", not decay or 0 < decay < 1, "in [0, 1) or None"),
+            ("precision", precise, bits),
+            ("seed", self.seed in range(2**63), "a whole number from 0 on"),
+        ):
+            value = getattr(self, name)
+            _require(holds, f"{name} must be {what}, got {value!r}")
 
 
 # The factor of the learning rates in step 0, 1, 2, ...
@@ -248,15 +223,12 @@ LRFactor = Callable[[int], float]
 def warmup_cosine(steps: int, warmup: int, final: float = 0.0) -> LRFactor:
     """Return a factor: up in a line to 1, down along a cosine to `final`.
 
-    Raises:
-        ValueError: if the warm-up is not shorter than the run.
+    Raises ValueError if the warm-up is not shorter than the run.
 
     Implements eq-warmup-cosine (book/foundations/training.md).
     """
-    _require(
-        0 <= warmup < steps,
-        f"warmup must lie in 0..{steps - 1} for {steps} steps, got {warmup}",
-    )
+    what = f"warmup must lie in 0..{steps - 1}, got {warmup}"
+    _require(0 <= warmup < steps, what)
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -275,33 +247,22 @@ class TrainingError(RuntimeError):
 Row = dict[str, float | int]
 
 
-def _place() -> tuple[int, int]:
-    """Return the number of this process, and of how many."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
 def _trained(
     model: nn.Module, optimizer: Optimizer
 ) -> dict[str, nn.Parameter]:
     """Return the trained parameters by name, in the optimiser's order."""
+    weights = list(model.parameters())
     wrapped = isinstance(model, DataParallel | DistributedDataParallel)
-    if wrapped or any(hasattr(p, "placements") for p in model.parameters()):
-        raise TypeError(
-            "model must be the model itself, not wrapped and not sharded: "
-            "train shares its gradients among the processes"
-        )
-    if any(p.dtype == torch.float16 for p in model.parameters()):
-        raise TypeError(
-            "model has float16 parameters, which need loss scaling"
-        )
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"model: a checkpoint holds tensors, and '{name}' is of type "
-                f"{type(value).__name__}"
-            )
+    _require(
+        not wrapped and not any(hasattr(p, "placements") for p in weights),
+        "model must be neither wrapped nor sharded: train shares gradients",
+        TypeError,
+    )
+    _require(
+        torch.float16 not in {p.dtype for p in weights},
+        "model has float16 parameters, which need loss scaling",
+        TypeError,
+    )
     trained = {p: n for n, p in model.named_parameters() if p.requires_grad}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     lacking = sorted(trained[p] for p in trained.keys() - set(held))
@@ -313,61 +274,42 @@ def _trained(
     return {trained[p]: p for p in held}
 
 
-def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Return the settings of each parameter group, as JSON gives them back."""
-    groups = [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
-    return _plain(groups, "the optimizer's settings")
-
-
-def _plain(value: Any, what: str) -> Any:
-    """Return a value as JSON gives it back, if JSON can hold it."""
-    try:
-        return json.loads(json.dumps(value))
-    except TypeError as error:
-        raise TypeError(f"a checkpoint cannot hold {what}: {error}") from None
-
-
+@dataclass(eq=False, repr=False)
 class Run:
     """A training run between two steps; `train` describes the arguments.
 
-    Attributes:
-        step: how many steps are done.
-        average: the moving average of the weights, if there is one.
-        log: a row for each of these steps, or for some; in the first process
-            also those of earlier starts.
+    Its attributes: `step`, the number of steps done; `average`, the moving
+    average, if any; `log`, a row for each logged step.
 
     Implements def-run-state (book/foundations/training.md).
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        losses: Losses,
-        data: Any,
-        optimizer: Optimizer,
-        config: Training,
-        lr_factor: LRFactor = lambda step: 1.0,
-    ) -> None:
-        self.model, self.losses, self.data = model, losses, data
-        self.optimizer, self.config = optimizer, config
-        self.lr_factor = lr_factor
+    model: nn.Module
+    losses: Losses
+    data: Any
+    optimizer: Optimizer
+    config: Training
+    lr_factor: LRFactor = lambda step: 1.0
+    folder: str | Path | None = None
+    keep: int = 2
+
+    def __post_init__(self) -> None:
         # A compiled model has the one that checkpoints know inside.
-        self.core: nn.Module = getattr(model, "_orig_mod", model)
-        self.device = next(model.parameters()).device
-        self.rank, self.processes = _place()
+        self.core: nn.Module = getattr(self.model, "_orig_mod", self.model)
+        self.device = next(self.model.parameters()).device
+        self.rank, self.processes = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            self.rank, self.processes = dist.get_rank(), dist.get_world_size()
         self.step, self.log = 0, list[Row]()
-        self.trained = _trained(self.core, optimizer)
-        self._indexed = _indexed(data, config, self.processes)
-        self._batches: Iterator[Any] | None = None
-        decay = config.ema_decay
+        self.trained = _trained(self.core, self.optimizer)
+        self._indexed = _indexed(self.data, self.config, self.processes)
+        self._batches, self._file = self._stream(), None
+        decay = self.config.ema_decay
         self.average = (
             None if decay is None else moving_average(self.core, decay)
         )
-        self._settings = _settings(optimizer)
-        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._settings = self._remembered()[1]["settings"]
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._exempt = self._not_finite()
 
     @property
@@ -378,15 +320,8 @@ class Run:
     def gradient(self, stop: bool = False) -> Float[Tensor, "4"]:
         """Set the gradient of the mean loss of the next step, clipped.
 
-        A parameter that no loss reaches has the gradient 0.
-
-        Args:
-            stop: whether this process was asked to stop.
-
-        Returns:
-            The mean loss, the norm of its gradient before clipping, the
-            number of items, and how many processes were asked to stop. Only
-            to look at them makes an accelerator wait.
+        Returns the mean loss, the norm before clipping, the number of items
+        and how many processes have `stop`. To look makes a GPU wait.
 
         Implements eq-shared-gradient, eq-clip (book/foundations/training.md).
         """
@@ -395,15 +330,11 @@ class Run:
             self.model, self.losses, self.parts(), self.config.precision
         )
         sums = torch.stack([total, *total.new_tensor([items, stop])])
-        parameters = self.trained.values()
-        for p in parameters:
+        for p in self.trained.values():  # 0 where no loss reaches
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        gradients = [p.grad for p in parameters]
-        if self.processes > 1:
-            _exchange([sums, *gradients], dist.all_reduce)
-        norm = (
-            nn.utils.get_total_norm([_wide(g) for g in gradients]) / sums[1]
-        )
+        gradients = [p.grad for p in self.trained.values()]
+        _exchange([sums, *gradients], add=True)
+        norm = nn.utils.get_total_norm(map(_wide, gradients)) / sums[1]
         scale = 1 / sums[1]
         if self.config.max_norm is not None:
             # At norm 0 it is min(1, inf); the library's has an epsilon there.
@@ -411,36 +342,24 @@ class Run:
         torch._foreach_mul_(gradients, scale)
         return torch.stack([sums[0] / sums[1], norm.to(sums), *sums[1:]])
 
-    def agree(self, tensors: Iterable[Tensor] | None = None) -> None:
-        """Give all processes the tensors of the first; else the model's."""
-        if self.processes > 1:
-            everything = (*self.core.parameters(), *self.core.buffers())
-            tensors = everything if tensors is None else tensors
-            _exchange(tensors, lambda x: dist.broadcast(x, 0))
-
     def update(
         self, stop: bool = False, look: bool = True
     ) -> tuple[Row, bool]:
         """Make one step; return its row of the log, and whether to stop.
 
-        Args:
-            stop: whether this process was asked to stop.
-            look: whether to read loss and norm. Without it the row is empty,
-                an accelerator need not wait, and several processes stop only
-                at a step that looks.
-
-        Raises:
-            TrainingError: if what is read is not finite; the weights are then
-                as they were.
+        If it may `look`, a loss or norm that is not finite is a TrainingError
+        before a weight changes. If not, the row is empty, no GPU waits, and
+        several processes do not stop.
         """
         told, factor, row = self.gradient(stop), self.lr_factor(self.step), {}
         if look:
             loss, norm, items, stops = told.tolist()  # the only wait
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise TrainingError(
-                    f"step {self.step + 1}: the loss is {loss} over "
-                    f"{int(items)} items, with a gradient of norm {norm}"
-                )
+            _require(
+                math.isfinite(loss) and math.isfinite(norm),
+                f"step {self.step + 1}: the loss is {loss} over "
+                f"{int(items)} items, with a gradient of norm {norm}",
+                TrainingError,
+            )
             row = {"step": self.step + 1, "lr": self._rates[0] * factor}
             row |= {"loss": loss, "norm": norm, "items": int(items)}
             stop = stops > 0
@@ -451,7 +370,7 @@ class Run:
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate
         self.step += 1
-        self.agree(self.core.buffers())
+        _exchange(self.core.buffers())
         if self.average is not None:
             self.average.update_parameters(self.core)
         return row, stop and (look or self.processes == 1)
@@ -462,90 +381,128 @@ class Run:
         Implements def-run-state (book/foundations/training.md).
         """
         seed, share = self.config.seed, self.config.micro_batches
-        count = self.processes * share
+        count, size = self.processes * share, self.config.batch_size
         if self._indexed:
-            size, n = self.config.batch_size, len(self.data)
-            cut = batch_indices(n, size, self.step, seed).chunk(count)
-        elif self._batches is None:
-            self._batches = _stream(self.data, seed, self.step * count)
+            chosen = batch_indices(len(self.data), size, self.step, seed)
+            cut = chosen.chunk(count)
         for j in range(count):
             mine, drawn = j // share == self.rank, (seed, 1, self.step, j)
             if not self._indexed:  # it has no other way to skip a part
                 batch = next(self._batches)
             elif mine:
                 torch.manual_seed(derived_seed(*drawn, 0))
-                batch = _batch(self.data, cut[j])
+                if isinstance(self.data, Dataset):  # gives one at a time
+                    items = [self.data[i] for i in cut[j].tolist()]
+                    batch = default_collate(items)
+                else:
+                    batch = self.data[cut[j]]
             if mine:
                 yield batch, derived_seed(*drawn)
 
-    def close(self) -> None:
-        """Let the workers of a data loader go."""
-        if self._batches is not None:
-            self._batches.close()
+    def _stream(self) -> Iterator[Any]:
+        """Yield the batches of an iterable from the next step on, for ever."""
+        data, seed = self.data, self.config.seed
+        start = self.step * self.processes * self.config.micro_batches
+        length = operator.length_hint(data)
+        first = start // length if length else 0
+        number = first * length
+        for epoch in itertools.count(first):
+            fresh, began = derived_seed(seed, 2, epoch), number
+            torch.manual_seed(fresh)
+            for name in (None, "sampler", "batch_sampler"):
+                owner = getattr(data, name, None) if name else data
+                if getattr(owner, "generator", None) is not None:
+                    owner.generator.manual_seed(fresh)
+                if hasattr(owner, "set_epoch"):
+                    owner.set_epoch(epoch)
+            for batch in data:
+                number += 1
+                if number > start:
+                    yield batch
+                torch.manual_seed(derived_seed(seed, 3, number))
+            found = number - began
+            _require(
+                found > 0 and found == (length or found),
+                f"data had {found} batches in epoch {epoch}, expected "
+                f"{length or 'some'}: it must be the same in every epoch",
+                TrainingError,
+            )
 
-    def save(self, folder: Path, log: int = 0) -> Path:
+    def save(self) -> None:
         """Write the state into a new folder step-<number>, or nothing at all.
 
-        Args:
-            folder: that of the run.
-            log: size of its log, in bytes.
-
-        Raises:
-            TrainingError: if an entry is not finite that was at the start.
-            CheckpointError: if the folder exists or cannot be written.
+        What the log has goes first. Only the first process writes. Raises
+        TrainingError if an entry is not finite that was at the start, and
+        CheckpointError or OSError if the folder cannot be written.
 
         Implements thm-resume (book/foundations/training.md).
         """
-        for name in sorted(self._not_finite() - self._exempt):
-            raise TrainingError(
-                f"step {self.step}: {name} has an entry that is not finite"
-            )
+        if self._file is None:
+            return
+        os.fsync(self._file)
+        broken = sorted(self._not_finite() - self._exempt)
+        what = f"step {self.step}: {broken} have entries that are not finite"
+        _require(not broken, what, TrainingError)
         tensors, rest = self._remembered()
-        told = {"step": self.step, "log": log, "optimizer": rest}
-        target = Path(folder) / f"step-{self.step:08d}"
-        with new_folder(target) as partial:
-            model, setup = model_tensors(self.core), self._setup(self.step)
-            save_checkpoint(partial / "model", model, told | {"setup": setup})
+        size = os.fstat(self._file.fileno()).st_size
+        told = {"step": self.step, "log": size, "optimizer": rest}
+        told["setup"] = self._setup(self.step)
+        with new_folder(self.folder / f"step-{self.step:08d}") as partial:
+            save_checkpoint(partial / "model", model_tensors(self.core), told)
             save_checkpoint(partial / "optimizer", tensors, {})
             if self.average is not None:
                 average = model_tensors(self.averaged)
                 save_checkpoint(partial / "average", average, {})
-        return target
+        self._prune()
 
     def restore(self, checkpoint: Path) -> int:
         """Take over the state that `save` wrote; return the log's size.
 
-        Raises:
-            CheckpointError: if it cannot be read or is another model's.
-            TrainingError: if it is the state of another run.
+        Raises CheckpointError if it cannot be read or is another model's, and
+        TrainingError if it is the state of another run.
         """
-        told = read_config(checkpoint / "model")
-        self._compare(checkpoint, told)
+        told, steps = read_config(checkpoint / "model"), self.config.steps
+        known = {"step", "log", "optimizer", "setup"} <= told.keys()
+        what = f"{checkpoint} is not the checkpoint of a run"
+        _require(known, what, TrainingError)
+        done, theirs = told["step"], told["setup"]
+        what = f"{checkpoint}: its run has"
+        ends = f"{what} done {done} steps, this one ends at {steps}"
+        _require(done <= steps, ends, TrainingError)
+        for name, mine in self._setup(done).items():
+            other = f"{what} {name} {theirs.get(name)}, this one has {mine}"
+            _require(theirs.get(name) == mine, other, TrainingError)
         load_checkpoint(self.core, checkpoint / "model")
         tensors = read_tensors(checkpoint / "optimizer")
         self._remember(tensors, told["optimizer"])
-        self.step = told["step"]
+        self.step = done
         if self.average is not None:
             load_checkpoint(self.averaged, checkpoint / "average")
-            self.average.n_averaged.fill_(self.step)
+            self.average.n_averaged.fill_(done)
         return told["log"]
 
     def _remembered(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what the optimiser remembers: tensors, and the rest."""
+        groups, state = self.optimizer.param_groups, self.optimizer.state
         entries = {
             f"{name}.{entry}": value
             for name, parameter in self.trained.items()
-            for entry, value in self.optimizer.state.get(
-                parameter, {}
-            ).items()
+            for entry, value in state.get(parameter, {}).items()
         }
         tensors = {n: x for n, x in entries.items() if isinstance(x, Tensor)}
         rest = {
-            "settings": _settings(self.optimizer),
+            "settings": [
+                {name: x for name, x in group.items() if name != "params"}
+                for group in groups
+            ],
             "entries": {n: x for n, x in entries.items() if n not in tensors},
             "on the CPU": sorted(n for n, x in tensors.items() if x.is_cpu),
         }
-        return tensors, _plain(rest, "what the optimizer remembers")
+        try:
+            return tensors, json.loads(json.dumps(rest))
+        except TypeError as error:
+            what = f"a checkpoint cannot hold what the optimizer has: {error}"
+            raise TypeError(what) from None
 
     def _remember(
         self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
@@ -554,57 +511,64 @@ class Run:
         groups = self.optimizer.param_groups
         for group, settings in zip(groups, rest["settings"], strict=True):
             group |= settings
-        moved = {
-            name: x if name in rest["on the CPU"] else x.to(self.device)
-            for name, x in tensors.items()
-        }
-        for name, value in (moved | rest["entries"]).items():
+        for name, value in (tensors | rest["entries"]).items():
             parameter, _, entry = name.rpartition(".")
+            if name in tensors and name not in rest["on the CPU"]:
+                value = value.to(self.device)
             self.optimizer.state[self.trained[parameter]][entry] = value
 
     def _not_finite(self) -> set[str]:
         """Return the names of what has entries that are not finite."""
-        return {
-            name
-            for name, tensor in model_tensors(self.core).items()
-            if tensor.is_floating_point() and not tensor.isfinite().all()
-        }
+        found = model_tensors(self.core).items()
+        return {n for n, x in found if not x.isfinite().all()}
 
     def _setup(self, step: int) -> dict[str, Any]:
         """Return what must not change from one start to the next."""
-        setup: dict[str, Any] = asdict(self.config)
+        setup = asdict(self.config) | {
+            "examples": operator.length_hint(self.data),
+            "processes": self.processes,
+            "optimizer": type(self.optimizer).__name__,
+            "trained parameters": list(self.trained),
+            "factor of the learning rate": self.lr_factor(max(step - 1, 0)),
+        }
         del setup["steps"]
-        setup["examples"] = operator.length_hint(self.data)
-        setup["processes"] = self.processes
-        setup["optimizer"] = type(self.optimizer).__name__
-        setup["trained parameters"] = list(self.trained)
-        setup["factor of the learning rate"] = self.lr_factor(
-            max(step - 1, 0)
-        )
         for number, group in enumerate(self._settings):
             for name, value in group.items():
                 setup[f"{name} of parameter group {number}"] = value
-        return _plain(setup, "the set-up")
+        return setup
 
-    def _compare(self, checkpoint: Path, told: Mapping[str, Any]) -> None:
-        """Raise unless a checkpoint is one of this run."""
-        step, theirs = told.get("step"), told.get("setup")
-        if not isinstance(step, int) or not isinstance(theirs, dict):
-            raise TrainingError(
-                f"{checkpoint} is not the checkpoint of a run"
-            )
-        if step > self.config.steps:
-            raise TrainingError(
-                f"{checkpoint}: its run has done {step} steps, this one ends "
-                f"at {self.config.steps}"
-            )
-        for name, mine in self._setup(step).items():
-            if theirs.get(name) != mine:
-                raise TrainingError(
-                    f"{checkpoint}: its run has {name} {theirs.get(name)}, "
-                    f"this one has {mine}; go on with the same, or begin in "
-                    "another folder"
-                )
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the folder; go on from its newest checkpoint, with its log."""
+        with closing(self._batches), ExitStack() as stack:
+            if self.folder is not None:
+                self.folder = Path(self.folder)
+                if self.rank == 0:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(self.folder))
+                found = checkpoints(self.folder)
+                size = self.restore(found[-1]) if found else 0
+                if self.rank == 0:
+                    self.log = read_log(self.folder, size) if size else []
+                    file = (self.folder / "log.jsonl").open("ab")
+                    self._file = stack.enter_context(file)
+                    file.truncate(size)
+                    self._prune() if found else self.save()
+            yield
+
+    def add(self, row: Row) -> None:
+        """Append a row to the log."""
+        self.log.append(row)
+        if self._file is not None:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+
+    def _prune(self) -> None:
+        """Remove all checkpoints but the newest ones, and parts of others."""
+        for path in checkpoints(self.folder)[: -self.keep]:
+            path.rename(path.with_name(f".{path.name}.old"))
+        for path in self.folder.glob(".step-[0-9]*/"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -613,52 +577,13 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if low else x
 
 
-def _exchange(tensors: Iterable[Tensor], how: Callable[..., Any]) -> None:
-    """Let the processes exchange tensors in place, half bits in float32."""
-    for tensor in tensors:
-        sent = _wide(tensor.detach()).contiguous()
-        how(sent)
-        tensor.detach().copy_(sent)
-
-
-def _stream(data: Iterable[Any], seed: int, start: int) -> Iterator[Any]:
-    """Yield the batches of an iterable from number `start` on, for ever."""
-    length = operator.length_hint(data)
-    first = start // length if length else 0
-    number = first * length
-    for epoch in itertools.count(first):
-        fresh, began = derived_seed(seed, 2, epoch), number
-        torch.manual_seed(fresh)
-        sampler = getattr(data, "sampler", None)
-        for owner in (data, sampler, getattr(data, "batch_sampler", None)):
-            if getattr(owner, "generator", None) is not None:
-                owner.generator.manual_seed(fresh)
-            if hasattr(owner, "set_epoch"):
-                owner.set_epoch(epoch)
-        for batch in data:
-            number += 1
-            if number > start:
-                yield batch
-            torch.manual_seed(derived_seed(seed, 3, number))
-        found = number - began
-        if found == 0 or found != (length or found):
-            raise TrainingError(
-                f"data had {found} batches in epoch {epoch}, expected "
-                f"{length or 'some'}: it must be the same in every epoch"
-            )
-
-
-def _batch(data: Any, indices: Int64[Tensor, "B"]) -> Any:
-    """Return a batch: at once, or item by item from PyTorch's data sets."""
-    if not isinstance(data, Dataset):
-        return data[indices]
-    items = [data[i] for i in indices.tolist()]
-    try:
-        return default_collate(items)
-    except TypeError as error:
-        raise TypeError(
-            f"data: a transform must make tensors of its items; {error}"
-        ) from None
+def _exchange(tensors: Iterable[Tensor], add: bool = False) -> None:
+    """Give all processes the sums of their tensors, or those of the first."""
+    if dist.is_available() and dist.is_initialized():
+        for tensor in tensors:
+            sent = _wide(tensor.detach()).contiguous()
+            dist.all_reduce(sent) if add else dist.broadcast(sent, 0)
+            tensor.detach().copy_(sent)
 
 
 def _indexed(data: Any, config: Training, processes: int) -> bool:
@@ -669,15 +594,15 @@ def _indexed(data: Any, config: Training, processes: int) -> bool:
         f"batch_size {size} cannot be cut into {processes} x "
         f"{config.micro_batches} equal parts (processes x micro_batches)",
     )
+    mapped = hasattr(data, "__getitem__")
     other = isinstance(data, Mapping | IterableDataset)
-    if other or not (
-        hasattr(data, "__getitem__") or hasattr(data, "__iter__")
-    ):
-        raise TypeError(
-            "data must be a data set, or an iterable of batches like a "
-            f"DataLoader, got {type(data).__name__}"
-        )
-    if hasattr(data, "__getitem__") and not isinstance(data, list | tuple):
+    _require(
+        not other and (mapped or hasattr(data, "__iter__")),
+        "data must be a data set, or an iterable of batches like a "
+        f"DataLoader, got {type(data).__name__}",
+        TypeError,
+    )
+    if mapped and not isinstance(data, list | tuple):
         batch_indices(len(data), size, 0, config.seed)
         return True
     own = getattr(data, "batch_size", None) or size // count
@@ -687,116 +612,35 @@ def _indexed(data: Any, config: Training, processes: int) -> bool:
     return False
 
 
-class _Folder:
-    """Where a run leaves its checkpoints and its log, if anywhere."""
-
-    def __init__(self, run: Run, path: str | Path | None, keep: int) -> None:
-        self.run, self.keep = run, keep
-        self.path = None if path is None else Path(path)
-        self.file: IO[bytes] | None = None  # the log; of the first process
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Lock the folder, go on from its newest checkpoint, hold its log."""
-        if self.path is None:
-            yield
-            return
-        with self._locked():
-            found = checkpoints(self.path)
-            size = self.run.restore(found[-1]) if found else 0
-            if self.run.rank > 0:
-                yield
-                return
-            log = self.path / "log.jsonl"
-            self.run.log = _rows(log, size) if size else []
-            with log.open("ab") as self.file:
-                self.file.truncate(size)
-                if not found:
-                    self.run.save(self.path)
-                self._prune()
-                yield
-
-    def add(self, row: Row) -> None:
-        """Append a row to the log."""
-        self.run.log.append(row)
-        if self.file is not None:
-            self.file.write(json.dumps(row).encode() + b"\n")
-            self.file.flush()
-
-    def save(self) -> None:
-        """Save the state; first what the log has."""
-        if self.file is not None:
-            os.fsync(self.file.fileno())
-            size = os.fstat(self.file.fileno()).st_size
-            self.run.save(self.path, size)
-            self._prune()
-        if self.path is not None and self.run.processes > 1:
-            dist.barrier()  # none ends before the checkpoint is there
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the folder for this run alone; the first process does."""
-        if self.run.rank > 0:
-            yield
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(self.path / ".lock", timeout=0).acquire()
-        except Timeout:
-            raise TrainingError(
-                f"another run writes in {self.path}"
-            ) from None
-        with lock:
-            yield
-
-    def _prune(self) -> None:
-        """Remove all checkpoints but the newest ones, and parts of others."""
-        for path in checkpoints(self.path)[: -self.keep]:
-            path.rename(path.with_name(f".{path.name}.old"))
-        for path in self.path.glob(".step-[0-9]*/"):
-            shutil.rmtree(path, ignore_errors=True)
-
-    def kept(self) -> str:
-        """Say what is on the disk."""
-        found = [] if self.path is None else checkpoints(self.path)
-        return f"kept: {found[-1]}" if found else "no checkpoint was written"
-
-
 def checkpoints(folder: str | Path) -> list[Path]:
     """Return the checkpoints in the folder of a run, oldest first."""
     found = Path(folder).glob("step-" + "[0-9]" * 8)
     return sorted(path for path in found if path.is_dir())
 
 
-def _rows(log: Path, size: int | None = None) -> list[Row]:
-    """Return the rows in the first bytes of a log; half a row is none."""
+def read_log(folder: str | Path, size: int | None = None) -> list[Row]:
+    """Return the rows of a run's log, or of its first bytes, in order.
+
+    Half a row at the end is none. Raises FileNotFoundError if there is no
+    log, and TrainingError if it is shorter or one of its lines is no row.
+    """
+    log = Path(folder, "log.jsonl")
     content = log.read_bytes()[:size]
-    if len(content) < (size or 0):
-        raise TrainingError(f"{log} is shorter than its checkpoint says")
+    what = f"{log} is shorter than its checkpoint says"
+    _require(len(content) >= (size or 0), what, TrainingError)
     try:
         return [json.loads(line) for line in content.split(b"\n")[:-1]]
     except ValueError as error:
-        raise TrainingError(
-            f"{log} is not the log of a run: {error}"
-        ) from None
-
-
-def read_log(folder: str | Path) -> list[Row]:
-    """Return the log of a run: a row for each logged step, in order.
-
-    Raises:
-        FileNotFoundError: if the folder has no log.
-        TrainingError: if a line of it is not a row.
-    """
-    return _rows(Path(folder, "log.jsonl"))
+        what = f"{log} is not the log of a run: {error}"
+        raise TrainingError(what) from None
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGINT or SIGTERM has come.
 
-    The second of them acts as if this were not here. Outside of the main
-    thread, where Python lets nobody handle signals, nothing is changed.
+    The second one acts as ever. Outside of the main thread, where Python lets
+    nobody handle signals, nothing is changed.
     """
     came: list[int] = []
 
@@ -836,67 +680,58 @@ def train(
     one writes. Random generators of the caller are left as they are.
 
     Args:
-        model: trained in place, on the device where it is; in training mode
-            afterwards.
+        model: trained in place, on its device; in training mode afterwards.
         losses: (model, batch, generator) -> one loss for each item.
-        data: a data set that gives `data[indices]`, a batch; or a PyTorch
-            Dataset; or a DataLoader or other iterable of batches, of which a
-            step takes one for each of its parts.
-        optimizer: holds exactly the parameters that need a gradient.
+        data: gives `data[indices]`, a batch; or a PyTorch Dataset; or a
+            DataLoader or other iterable of batches, one for each part.
+        optimizer: of exactly the parameters that need a gradient.
         config: number of steps, batch size, and so on.
         lr_factor: step -> factor of the learning rates.
-        folder: for checkpoints and log.jsonl; None: nothing is written.
+        folder: of checkpoints and log.jsonl; None: nothing is written.
         save_every: steps between checkpoints; the last step has one anyway.
         keep: how many checkpoints stay.
-        evaluate: run -> numbers for the log, in evaluation mode and without
-            gradients; called by every process.
+        evaluate: run -> numbers for the log; called by every process.
         evaluate_every: steps between evaluations; the last step has one.
-        log_every: steps between rows of the log; evaluations and saves look
-            at the loss anyway. An accelerator waits at these steps only.
-
-    Returns:
-        The run after its last step, with `averaged` and `log`.
+        log_every: steps between rows; evaluations have one anyway.
 
     Raises:
-        ValueError, TypeError: if an argument is not as said, or the optimiser
-            remembers what a checkpoint cannot hold.
-        TrainingError: if the loss is not finite; or if another run writes in
-            the folder, or has left a checkpoint there. What was saved stays.
-        CheckpointError, OSError: if the folder cannot be read or written.
+        ValueError, TypeError: if an argument is not as said.
+        TrainingError: if the loss is not finite, or the folder another run's.
+        CheckpointError, OSError: if the folder is in use or out of reach.
         KeyboardInterrupt: after SIGINT or SIGTERM, when all is saved.
     """
-    rhythm = {"log_every": log_every, "keep": keep}
-    rhythm |= {"save_every": save_every, "evaluate_every": evaluate_every}
-    for name, value in rhythm.items():
+    rhythm = {
+        "log": log_every,
+        "save": save_every,
+        "evaluate": evaluate_every,
+    }
+    whole = {"keep": keep} | {f"{n}_every": x for n, x in rhythm.items()}
+    for name, value in whole.items():
         what = f"{name} must be at least 1, got {value}"
         _require(value is None or value >= 1, what)
-    run = Run(model, losses, data, optimizer, config, lr_factor)
-    files = _Folder(run, folder, keep)
+    run = Run(model, losses, data, optimizer, config, lr_factor, folder, keep)
     devices = [run.device] if run.device.type == "cuda" else []
+    silent = True if run.rank else None  # None: a bar on a terminal only
     with (
-        files.opened(),
+        run.opened(),
         torch.random.fork_rng(devices),
         interruptible() as asked,
-        closing(run),
-        tqdm(
-            total=config.steps,
-            initial=run.step,
-            unit="step",
-            disable=True if run.rank else None,  # None: on a terminal only
-        ) as bar,
+        tqdm(total=config.steps, initial=run.step, disable=silent) as bar,
     ):
-        run.agree()
-        stopped = _steps(run, files, asked, bar, evaluate, rhythm)
+        _exchange((*run.core.parameters(), *run.core.buffers()))
+        stopped = _steps(run, asked, bar, evaluate, rhythm)
+        if run.processes > 1:
+            dist.barrier()  # none ends before the checkpoint is there
     if stopped or asked():
+        kept = "nothing" if folder is None else checkpoints(folder)[-1]
         raise KeyboardInterrupt(
-            f"stopped after step {run.step}; {files.kept()}"
+            f"stopped after step {run.step}; kept: {kept}"
         )
     return run
 
 
 def _steps(
     run: Run,
-    files: _Folder,
     asked: Callable[[], bool],
     bar: Any,
     evaluate: Callable[[Run], Mapping[str, float]] | None,
@@ -904,33 +739,30 @@ def _steps(
 ) -> bool:
     """Make the steps of a run; return whether it was stopped."""
     first = since = run.step
-    began, stopped = time.perf_counter(), False
+    began, stopped, last = time.perf_counter(), False, run.config.steps
     run.model.train()
-    while run.step < run.config.steps and not stopped:
-        due = {name: _due(run, every) for name, every in rhythm.items()}
-        judged = due["evaluate_every"] and evaluate is not None
-        logged = due["log_every"] or judged
-        row, stopped = run.update(asked(), logged or due["save_every"])
+    while run.step < last and not stopped:
+        step = run.step + 1
+        due = {
+            n: step == last or step % (x or last) == 0
+            for n, x in rhythm.items()
+        }
+        judged = due["evaluate"] and evaluate is not None
+        logged = due["log"] or judged
+        row, stopped = run.update(asked(), logged or due["save"])
         bar.update()
-        if run.step == first + 1:
+        if step == first + 1:
             run._remembered()  # better a TypeError now than at a save
         if logged:
-            now = time.perf_counter()
-            row["seconds"] = (now - began) / (run.step - since)
+            row["seconds"] = (time.perf_counter() - began) / (step - since)
             row |= _evaluated(run, evaluate, row) if judged else {}
             bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
-            files.add(row)
-        if stopped or due["save_every"]:
-            files.save()
+            run.add(row)
+        if stopped or due["save"]:
+            run.save()
         if logged:  # what evaluating and saving took is no step's time
-            since, began = run.step, time.perf_counter()
+            since, began = step, time.perf_counter()
     return stopped
-
-
-def _due(run: Run, every: int | None) -> bool:
-    """Return whether the next step is one of every so many, or the last."""
-    step = run.step + 1
-    return step == run.config.steps or bool(every and step % every == 0)
 
 
 def _evaluated(
@@ -942,10 +774,8 @@ def _evaluated(
         found = {name: float(x) for name, x in evaluate(run).items()}
     run.model.train()
     clash = sorted(found.keys() & row.keys())
-    _require(
-        not clash,
-        f"evaluate must use other names than the log's own, got {clash}",
-    )
+    what = f"evaluate must use other names than the log's own, got {clash}"
+    _require(not clash, what)
     return found
 
 
@@ -953,8 +783,7 @@ def _evaluated(
 def process_group() -> Iterator[torch.device]:
     """Yield the device of this process; under torchrun, join the others.
 
-    It is a GPU if there is one, the process's own under torchrun (which
-    talks through NCCL then, and through gloo on the CPU).
+    It is the process's own GPU, with NCCL, or the CPU, with gloo.
     """
     cuda = torch.cuda.is_available()
     if "WORLD_SIZE" not in os.environ:

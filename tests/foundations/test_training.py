@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -303,7 +304,8 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
         return {}
 
     with pytest.raises(
-        TrainingError, match=r"step 4: 0.bias has an entry that is not finite"
+        TrainingError,
+        match=r"step 4: \['0.bias'\] have entries that are not finite",
     ):
         fussy(tmp_path, evaluate=evaluate)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002"]
@@ -406,8 +408,29 @@ def test_the_number_of_checkpoints(tmp_path):
         fussy(tmp_path / f"{keep}", 6, keep=keep)
         names = [path.name[-1] for path in checkpoints(tmp_path / f"{keep}")]
         assert names == ["0", "2", "4", "6"][-keep:]
-    fussy(tmp_path / "end", 5, save_every=None)
-    assert [path.name[-1] for path in checkpoints(tmp_path / "end")] == ["5"]
+    fussy(tmp_path / "end", 5, save_every=None, keep=9)
+    names = [path.name[-1] for path in checkpoints(tmp_path / "end")]
+    assert names == ["0", "5"]
+
+
+@pytest.mark.verifies("thm-resume")
+def test_the_log_is_on_the_disk_before_its_checkpoint(tmp_path, monkeypatch):
+    """(B3): were the power to fail between the two, no row would be lost."""
+    flush, seen = os.fsync, []
+
+    def noted(file) -> None:
+        log = tmp_path / "log.jsonl"
+        if log.exists() and os.path.samestat(
+            os.fstat(file if isinstance(file, int) else file.fileno()),
+            log.stat(),
+        ):
+            names = [path.name[-1] for path in checkpoints(tmp_path)]
+            seen.append((log.read_text().count("\n"), names))
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    fussy(tmp_path, 6)
+    assert seen == [(0, []), (2, ["0"]), (4, ["2"]), (6, ["4"])]
 
 
 # ---- bad input
@@ -496,9 +519,9 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
     def evaluate(run: Run) -> dict[str, float]:
         before = contents(tmp_path)
-        with pytest.raises(TrainingError) as error:
+        with pytest.raises(BlockingIOError) as error:
             fussy(tmp_path, evaluate_every=None)
-        assert str(error.value) == f"another run writes in {tmp_path}"
+        assert str(error.value) == f"{tmp_path} is locked by another"
         assert contents(tmp_path) == before
         return {}
 

@@ -93,9 +93,7 @@ def test_items_that_are_no_tensors():
         def __getitem__(self, i):
             return object()
 
-    with pytest.raises(
-        TypeError, match="data: a transform must make tensors"
-    ):
+    with pytest.raises(TypeError, match="batch must contain tensors"):
         trained(Pictures())
 
 
@@ -111,7 +109,7 @@ def test_what_is_refused_before_the_first_step():
             Training(1, 8),
         )
     for model, words in (
-        (nn.DataParallel(nn.Linear(2, 2)), "model must be the model itself"),
+        (nn.DataParallel(nn.Linear(2, 2)), "model must be neither wrapped"),
         (nn.Linear(2, 2).half(), "float16 parameters"),
     ):
         with pytest.raises(TypeError, match=words):
