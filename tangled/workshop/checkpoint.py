@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ __all__ = [
     "KeyMap",
     "Route",
     "load_checkpoint",
+    "locked",
     "match_keys",
     "model_tensors",
     "new_folder",
@@ -376,6 +378,20 @@ def save_checkpoint(
     """
     with new_folder(folder) as partial:
         _write(partial, tensors, config, shard_bytes)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold the lock of a folder, or raise BlockingIOError if another does."""
+    lock = FileLock(Path(folder) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"{folder} is locked by another") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _numbers(pattern: str, name: str) -> tuple[str, ...] | None:
