@@ -84,7 +84,7 @@ def bare(folder: Path) -> Callable[[], object]:
     return load
 
 
-def tangled_on(where: str) -> Way:
+def tangled_on(where: str, mmap: bool) -> Way:
     """Ours, into a model that has numbers or has none."""
 
     def prepare(folder: Path) -> Callable[[], object]:
@@ -93,7 +93,7 @@ def tangled_on(where: str) -> Way:
         model = built(where)
 
         def load() -> float:
-            load_checkpoint(model, folder)
+            load_checkpoint(model, folder, mmap=mmap)
             return total(model)
 
         return load
@@ -101,8 +101,8 @@ def tangled_on(where: str) -> Way:
     return prepare
 
 
-def safetensors_on(where: str) -> Way:
-    """The tensors of all shards, then a state dictionary of them."""
+def safetensors_on(where: str, assign: bool) -> Way:
+    """`load_file` of each shard, then a state dictionary of all."""
 
     def prepare(folder: Path) -> Callable[[], object]:
         from safetensors.torch import load_file
@@ -113,7 +113,7 @@ def safetensors_on(where: str) -> Way:
             tensors = {}
             for file in shards(folder):
                 tensors |= load_file(file)
-            model.load_state_dict(tensors, assign=where == "meta")
+            model.load_state_dict(tensors, assign=assign)
             return total(model)
 
         return load
@@ -158,14 +158,16 @@ def transformers(folder: Path) -> Callable[[], object]:
 
 WAYS: dict[str, Way] = {
     "bare read": bare,
-    "tangled, model on meta": tangled_on("meta"),
-    "safetensors, model on meta": safetensors_on("meta"),
-    "torch.load, model on meta": torch_on("meta", False),
-    "torch.load(mmap=True), model on meta": torch_on("meta", True),
+    "tangled, CPU": tangled_on("cpu", False),
+    "load_file, load_state_dict, CPU": safetensors_on("cpu", False),
+    "torch.load, load_state_dict, CPU": torch_on("cpu", False),
+    "tangled, mmap=True, CPU": tangled_on("cpu", True),
+    "load_file, assign=True, CPU": safetensors_on("cpu", True),
+    "tangled, meta": tangled_on("meta", False),
+    "tangled, mmap=True, meta": tangled_on("meta", True),
+    "load_file, assign=True, meta": safetensors_on("meta", True),
+    "torch.load, mmap=True, meta": torch_on("meta", True),
     "transformers, from_pretrained": transformers,
-    "tangled, model on the CPU": tangled_on("cpu"),
-    "safetensors, model on the CPU": safetensors_on("cpu"),
-    "torch.load, model on the CPU": torch_on("cpu", False),
 }
 
 
@@ -204,11 +206,11 @@ def run(name: str, folder: Path) -> tuple[int, float]:
 
 def write(folder: Path) -> None:
     """Write the checkpoint, and the same numbers as a pickle."""
-    from tangled.workshop.checkpoint import write_checkpoint
+    from tangled.workshop.checkpoint import save_checkpoint
 
     torch.manual_seed(0)
     tensors = built("cpu").state_dict()
-    write_checkpoint(folder, tensors, {}, shard_bytes=SHARD)
+    save_checkpoint(folder, tensors, {}, shard_bytes=SHARD)
     torch.save(tensors, folder / "model.pt")
 
 
@@ -255,7 +257,7 @@ def main() -> None:
     ]
     found: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary) / "checkpoint"
         write(folder)
         for _ in range(options.rounds):
             for name in names:

@@ -5,7 +5,6 @@ Tangled from book/workshop/checkpoint.md.
 
 import argparse
 import ast
-import glob
 import hashlib
 import importlib
 import json
@@ -29,7 +28,6 @@ from tangled.workshop.checkpoint import (
     CheckpointError,
     model_tensors,
     read_config,
-    remove_leftovers,
     save_checkpoint,
 )
 
@@ -44,7 +42,6 @@ __all__ = [
     "recipe",
     "recipes",
     "sources",
-    "stale",
 ]
 
 
@@ -90,8 +87,7 @@ _parsing = threading.Lock()
 def sources(module: str) -> dict[str, str]:
     """Return the code of a module and of all it imports from its package.
 
-    Comments, docstrings and layout are left out, and this module here: how
-    weights are kept does not change them.
+    Comments and docstrings are left out, and so is this module.
     """
     found: dict[str, str] = {}
     waiting = {module}
@@ -121,11 +117,7 @@ def sources(module: str) -> dict[str, str]:
 
 
 def key(recipe: Recipe) -> str:
-    """Return 12 hexadecimal digits for what made a model.
-
-    That is the recipe's name and configuration, the code of its module and of
-    what that imports from its package, and the version of torch.
-    """
+    """Return 12 hexadecimal digits for what made a model."""
     code = sources(recipe.module)
     parts = [recipe.name, dict(recipe.config), torch.__version__, code]
     text = json.dumps(parts, sort_keys=True)
@@ -139,11 +131,7 @@ def artifacts_folder() -> Path:
 
 
 def recipes(package: str = "tangled") -> dict[str, Recipe]:
-    """Return the recipes that the modules of a package define, by name.
-
-    Raises:
-        ArtifactError: if two of them have one name.
-    """
+    """Return the recipes of a package's modules by name, each name once."""
     path = importlib.import_module(package).__path__
     found: dict[str, Recipe] = {}
     for info in pkgutil.walk_packages(path, f"{package}."):
@@ -176,12 +164,12 @@ def artifact(recipe: Recipe) -> Path:
     Implements alg-made-once (book/workshop/checkpoint.md).
     """
     if recipe.module == "__main__":
-        known = recipes()
-        if recipe.name not in known:
+        known = recipes().get(recipe.name)
+        if known is None:
             raise ArtifactError(
                 f"no module of the package has a recipe '{recipe.name}'"
             )
-        recipe = known[recipe.name]
+        recipe = known
     folder = _place(recipe)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +180,7 @@ def artifact(recipe: Recipe) -> Path:
 
 
 def _make(recipe: Recipe, folder: Path) -> None:
-    """Train what the recipe says and save it; resume if there is a start."""
+    """Train what the recipe says and save it; go on if there is a start."""
     scratch = folder.with_name(f"{folder.name}.scratch")
     scratch.mkdir(exist_ok=True)
     began = time.monotonic()
@@ -213,17 +201,14 @@ def _make(recipe: Recipe, folder: Path) -> None:
         "seconds": round(time.monotonic() - began, 3),
         "log": log,
     }
-    remove_leftovers(folder.parent, glob.escape(folder.name))
+    for left in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(left)  # of a process that was killed: the lock is ours
     save_checkpoint(folder, model_tensors(model), config)
     shutil.rmtree(scratch)
 
 
 def make_all(package: str = "tangled") -> list[dict[str, Any]]:
-    """Make what is missing of a package's artefacts; return a row for each.
-
-    Raises:
-        ArtifactError: if a recipe fails, or two have one name.
-    """
+    """Make what is missing of a package's artefacts; return a row for each."""
     rows = []
     for name, wanted in sorted(recipes(package).items()):
         made = not _place(wanted).exists()
@@ -237,17 +222,6 @@ def make_all(package: str = "tangled") -> list[dict[str, Any]]:
     return rows
 
 
-def stale(package: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Return what a package made under keys that none of the rows has."""
-    keys = {row["key"] for row in rows}
-    return [
-        file.parent
-        for file in sorted(artifacts_folder().glob("*-*/config.json"))
-        if (told := read_config(file.parent)).get("key") not in keys
-        and str(told.get("module")).partition(".")[0] == package
-    ]
-
-
 def command(arguments: Sequence[str] | None = None) -> int:
     """Make all artefacts of a package and list them; return the exit status."""
     parser = argparse.ArgumentParser(
@@ -255,14 +229,10 @@ def command(arguments: Sequence[str] | None = None) -> int:
         description="Make the weights that chapters share, and list them.",
     )
     parser.add_argument("package", nargs="?", default="tangled")
-    parser.add_argument(
-        "--prune", action="store_true", help="remove what no recipe makes now"
-    )
-    options = parser.parse_args(arguments)
     folder = artifacts_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = make_all(options.package)
+        rows = make_all(parser.parse_args(arguments).package)
         draft = folder / f"table.{os.getpid()}.json"
         draft.write_text(json.dumps(rows, indent=2))
         draft.replace(folder / "table.json")
@@ -272,12 +242,6 @@ def command(arguments: Sequence[str] | None = None) -> int:
                 f"{row['name']:24}  {row['key']}  {row['seconds']:7.1f} s  "
                 f"{row['size']:10,} bytes  {state}, by {row['module']}"
             )
-        for path in stale(options.package, rows):
-            print(f"{'removed' if options.prune else 'stale'}: {path.name}")
-            if options.prune:
-                shutil.rmtree(path)
-                scratch = path.with_name(f"{path.name}.scratch")
-                shutil.rmtree(scratch, ignore_errors=True)
     except KeyboardInterrupt:
         print("interrupted: what was trained is kept", file=sys.stderr)
         return 130

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils import swap_tensors
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "CheckpointError",
     "KeyMap",
     "Route",
-    "explained",
     "load_checkpoint",
     "locked",
     "match_keys",
@@ -39,9 +39,7 @@ __all__ = [
     "read_config",
     "read_shapes",
     "read_tensors",
-    "remove_leftovers",
     "save_checkpoint",
-    "write_checkpoint",
 ]
 
 
@@ -50,24 +48,12 @@ class CheckpointError(Exception):
 
 
 @contextmanager
-def explained(doing: str) -> Iterator[None]:
-    """Turn what the operating system or the format refuses into one sentence.
-
-    Args:
-        doing: what was tried, as in "cannot <write runs/step-5>: ...".
-
-    Raises:
-        CheckpointError: instead of OSError, SafetensorError and what JSON says.
-    """
+def _explained(doing: str) -> Iterator[None]:
+    """Turn what the system or the format refuses into one sentence."""
     try:
         yield
-    except (
-        OSError,
-        SafetensorError,
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-    ) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot {doing}: {reason}") from error
 
 
@@ -76,13 +62,13 @@ def _mapped(file: Path) -> dict[str, Tensor]:
 
     Implements def-tensor-file (book/workshop/checkpoint.md).
     """
-    with explained(f"read {file}"):
+    with _explained(f"read {file}"):
+        with file.open("rb") as opened:
+            first = opened.read(4)
         try:
             with safe_open(file, framework="pt") as tensors:
                 return {n: tensors.get_tensor(n) for n in (*tensors.keys(),)}
         except SafetensorError:
-            with file.open("rb") as opened:
-                first = opened.read(4)
             if first.startswith((b"PK\x03\x04", b"\x80")):
                 raise CheckpointError(
                     f"{file} is refused: it is a pickle, and reading one can "
@@ -116,11 +102,8 @@ def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Return all that a model keeps, without the names of its wrappers."""
-    while isinstance(getattr(model, "module", None), nn.Module) and (
-        isinstance(
-            model, nn.DataParallel | nn.parallel.DistributedDataParallel
-        )
-    ):
+    model = getattr(model, "_orig_mod", model)
+    while isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():
@@ -133,11 +116,10 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers, each once.
+    """Return parameters and persistent buffers, each under its first name.
 
-    A tensor with several names, as tied weights have, is listed under the
-    first of them. These are the model's own tensors, no copies. The wrappers
-    of `torch.compile` and DistributedDataParallel add nothing to the names.
+    They are the model's own, no copies. The wrappers of `torch.compile` and
+    DistributedDataParallel add nothing to the names.
 
     Raises:
         CheckpointError: if two tensors overlap without being one, or if the
@@ -177,65 +159,47 @@ def _shards(
     return runs
 
 
-def write_checkpoint(
-    folder: str | Path,
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    *,
-    shard_bytes: int = 5_000_000_000,
-) -> None:
-    """Write config.json and tensors into a folder, as the libraries do.
-
-    Nothing here is atomic: `save_checkpoint` is.
-
-    Args:
-        folder: an existing folder without a checkpoint, created if missing.
-        tensors: of any shape and device, each with memory of its own.
-        config: what JSON can hold.
-        shard_bytes: above this size there are several files and an index.
-
-    Raises:
-        CheckpointError: if a tensor cannot be stored, or a file exists.
-        TypeError: if JSON cannot hold the configuration.
-    """
-    folder = Path(folder)
-    _check_writable(tensors)
-    shards = _shards(tensors, shard_bytes)
-    stem = "model.safetensors"
-    texts = {"config.json": dict(config)}
-    places = {}
-    with explained(f"write {folder}"):
-        folder.mkdir(exist_ok=True)
-        for number, shard in enumerate(shards, start=1):
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            path = folder / (file if len(shards) > 1 else stem)
-            path.touch(exist_ok=False)
-            plain = {n: t.cpu().contiguous() for n, t in shard.items()}
-            save_file(plain, path, metadata={"format": "pt"})
-            places.update(dict.fromkeys(shard, file))
-        if len(shards) > 1:
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            texts[f"{stem}.index.json"] = {
-                "metadata": {"total_size": size},
-                "weight_map": places,
-            }
-        for name, content in texts.items():
-            with open(folder / name, "x", encoding="utf-8") as opened:
-                opened.write(json.dumps(content, indent=2) + "\n")
-
-
 # How the libraries call their files, and what a pickle may be called.
 STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
+def _write(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    shard_bytes: int,
+) -> None:
+    """Write config.json and tensors into an empty folder."""
+    _check_writable(tensors)
+    shards = _shards(tensors, shard_bytes)
+    texts = {"config.json": dict(config)}
+    places = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        path = folder / (file if len(shards) > 1 else STEMS[0])
+        path.touch()  # `save_file` alone would hide it from other users
+        plain = {n: t.cpu().contiguous() for n, t in shard.items()}
+        save_file(plain, path, metadata={"format": "pt"})
+        places.update(dict.fromkeys(shard, file))
+    if len(shards) > 1:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        texts[f"{STEMS[0]}.index.json"] = {
+            "metadata": {"total_size": size},
+            "weight_map": places,
+        }
+    for name, content in texts.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
 def _find(place: Path) -> Path:
     """Return the file, or the index of the files, that holds the tensors."""
-    if not place.exists():
-        raise CheckpointError(f"{place} does not exist")
-    held = sorted(place.iterdir()) if place.is_dir() else [place]
+    with _explained(f"read {place}"):
+        held = sorted(place.iterdir()) if place.is_dir() else [place]
+        if not place.exists():
+            raise CheckpointError(f"{place} does not exist")
     names = [stem + end for stem in STEMS for end in ("", ".index.json")]
-    found = [f for f in held if not place.is_dir() or f.name in names]
+    found = [f for f in held if f == place or f.name in names]
     pickles = [file for file in held if file.suffix in PICKLES]
     if pickles and not set(found) - set(pickles):
         raise CheckpointError(
@@ -251,28 +215,48 @@ def _find(place: Path) -> Path:
     return found[0]
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, in which no key may be there twice."""
+    counts = Counter(key for key, _ in pairs)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        raise ValueError(f"the key '{twice[0]}' is there twice")
+    return dict(pairs)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file."""
-    with explained(f"read {path}"):
-        content = json.loads(path.read_bytes())
+    with _explained(f"read {path}"):
+        text = path.read_bytes()
+    try:
+        content = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds JSON, but not an object")
     return content
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Return the first few of the names, and how many more there are."""
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"({shown}{more})"
+
+
 def _tensors(place: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, file by file, still unread."""
-    with explained(f"read {place}"):
-        index = _find(Path(place))
+    index = _find(Path(place))
     if index.suffix != ".json":
         return _mapped(index)
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise CheckpointError(f"{index} has no weight_map")
     found: dict[str, Tensor] = {}
-    for file in sorted(set(map(str, places.values()))):
+    files = sorted(set(map(str, places.values())))
+    for file in files:  # all of them, before one is opened
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(f"{index} names '{file}', which is refused")
+    for file in files:
         part = _mapped(index.with_name(file))
         said = {name for name, where in places.items() if where == file}
         if part.keys() != said:
@@ -285,21 +269,12 @@ def _tensors(place: str | Path) -> dict[str, Tensor]:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Return the contents of config.json.
-
-    Raises:
-        CheckpointError: if it is missing, or no JSON object.
-    """
+    """Return the contents of config.json, or raise a CheckpointError."""
     return _read_json(Path(folder) / "config.json")
 
 
 def read_shapes(place: str | Path) -> dict[str, torch.Size]:
-    """Return the shapes in a checkpoint by name; no number is read.
-
-    Raises:
-        CheckpointError: if a file is missing, not well-formed or a pickle,
-            or if the index and the files disagree.
-    """
+    """Return the shapes in a checkpoint by name; no number is read."""
     return {name: tensor.shape for name, tensor in _tensors(place).items()}
 
 
@@ -313,20 +288,14 @@ def read_tensors(
         device: where they are to be.
 
     Raises:
-        CheckpointError: as `read_shapes`.
+        CheckpointError: if a file is missing, not well-formed or a pickle,
+            or if the index and the files disagree.
     """
     found = _tensors(place)
     return {name: t.to(device, copy=True) for name, t in found.items()}
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Return the first few of the names, and how many more there are."""
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"({shown}{more})"
-
-
-def _flush(path: str | Path) -> None:
+def _flush(path: Path) -> None:
     """Return once the disk has the contents of a file or folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -336,10 +305,9 @@ def _flush(path: str | Path) -> None:
 
 
 def _flush_tree(folder: Path) -> None:
-    """Flush all files below a folder, the folders, and itself."""
-    for where, _, files in os.walk(folder):
-        for name in (*files, ""):
-            _flush(os.path.join(where, name))
+    """Flush all that is below a folder, and the folder."""
+    for path in (*folder.rglob("*"), folder):
+        _flush(path)
 
 
 def _refuse_existing(target: Path) -> None:
@@ -354,9 +322,9 @@ def _refuse_existing(target: Path) -> None:
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """Give a hidden folder to fill, which becomes `folder` if all goes well.
 
-    At every instant there is either no `folder`, or a complete one, even if
-    the process is killed or the power fails. After an error nothing is left.
-    A killed process leaves its hidden folder: see `remove_leftovers`.
+    At every instant there is no `folder`, or a complete one, even if the
+    process is killed or the power fails. After an error nothing is left; a
+    killed process leaves its hidden folder, `.NAME.*.partial`.
 
     Args:
         folder: a name that does not exist yet, in a folder that does.
@@ -371,7 +339,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     target = Path(folder).absolute()
     hidden = f".{target.name}.{secrets.token_hex(4)}.partial"
     partial = target.with_name(hidden)
-    with explained(f"write {target}"):
+    with _explained(f"write {target}"):
         _refuse_existing(target)
         partial.mkdir()  # step 1
         try:
@@ -380,6 +348,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
             _refuse_existing(target)
             partial.rename(target)  # step 4
             _flush(target.parent)  # step 5
+        except CheckpointError as error:  # of a checkpoint inside
+            shutil.rmtree(partial, ignore_errors=True)
+            told = str(error).replace(str(partial), str(target))
+            raise CheckpointError(told) from error.__cause__
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -394,21 +366,23 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint to a new folder, all of it or nothing.
 
-    Arguments and errors are those of `write_checkpoint` and `new_folder`.
+    Args:
+        folder: a name that does not exist yet, in a folder that does.
+        tensors: of any shape and device, each with memory of its own.
+        config: what JSON can hold.
+        shard_bytes: above this size there are several files and an index.
+
+    Raises:
+        CheckpointError: if a tensor cannot be stored, or as `new_folder`.
+        TypeError: if JSON cannot hold the configuration.
     """
     with new_folder(folder) as partial:
-        write_checkpoint(partial, tensors, config, shard_bytes=shard_bytes)
+        _write(partial, tensors, config, shard_bytes)
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold the lock of a folder, the file `.lock` in it.
-
-    The system frees it when the process ends, however it ends.
-
-    Raises:
-        BlockingIOError: if somebody else holds it.
-    """
+    """Hold the lock of a folder, or raise BlockingIOError if another does."""
     lock = FileLock(Path(folder) / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -418,17 +392,6 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def remove_leftovers(home: Path, name: str) -> None:
-    """Remove what killed writers left; call it where nobody else writes.
-
-    Args:
-        home: the folder in which the checkpoints were to be.
-        name: their names, as a pattern of `glob`.
-    """
-    for partial in home.glob(f".{name}.*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _numbers(pattern: str, name: str) -> tuple[str, ...] | None:
@@ -514,9 +477,8 @@ def match_keys(
         keys: how names change; without it, they do not.
 
     Raises:
-        CheckpointError: if a tensor of the model is not set exactly once, or a
-            tensor of the checkpoint is not used, or a shape does not fit. One
-            sentence names them all. Also if tensors of the model overlap.
+        CheckpointError: if the match is not strict, in one sentence that
+            names all that is wrong; or if tensors of the model overlap.
 
     Implements prop-strict-match (book/workshop/checkpoint.md).
     """
@@ -545,24 +507,25 @@ def match_keys(
         ],
         "set twice": [name for name in wanted if uses[name] > 1],
     }
-    parts = [
-        f"{len(n)} {what} {_listed(n)}" for what, n in trouble.items() if n
-    ]
-    if parts:
+    if any(trouble.values()):
         raise CheckpointError(
-            "checkpoint and model do not match: " + ", ".join(parts)
+            "checkpoint and model do not match: "
+            + ", ".join(
+                f"{len(names)} {what} {_listed(names)}"
+                for what, names in trouble.items()
+                if names
+            )
         )
     return routes
 
 
 def _check_values(
-    model: nn.Module,
+    slots: Mapping[str, Tensor],
     routes: Mapping[str, Route],
     found: Mapping[str, Tensor],
     cast: bool,
 ) -> None:
-    """Raise if a dtype must not be cast, or if a tensor cannot be filled."""
-    slots = model_tensors(model)
+    """Raise if a dtype must not be cast, or a tensor cannot be filled."""
     for name, route in routes.items():
         given = found[name].dtype
         for target in route.targets:
@@ -579,6 +542,10 @@ def _check_values(
                 f"'{name}' is on meta and something holds a weak reference "
                 "to it, so it cannot be given values"
             )
+
+
+def _check_buffers(model: nn.Module) -> None:
+    """Raise if a buffer on meta would never get values."""
     kept = {id(tensor) for tensor in _state(model).values()}
     for name, buffer in model.named_buffers():
         if buffer.is_meta and id(buffer) not in kept:
@@ -588,17 +555,21 @@ def _check_values(
             )
 
 
-def _fill(slot: Tensor, value: Tensor) -> None:
+def _fill(slot: Tensor, value: Tensor, mmap: bool) -> None:
     """Give the values to a tensor of a model; it stays the same object."""
-    if not slot.is_meta:
+    ready = mmap and value.dtype == slot.dtype and value.is_contiguous()
+    if not slot.is_meta and not (ready and slot.is_cpu):
         slot.copy_(value)
         return
-    own = torch.empty(slot.shape, dtype=slot.dtype, device="cpu")
-    own.copy_(value)
-    if isinstance(slot, nn.Parameter):
-        swap_tensors(slot, nn.Parameter(own, slot.requires_grad))
+    if not ready:
+        own = torch.empty(slot.shape, dtype=slot.dtype, device="cpu")
+        value = own.copy_(value)
+    if slot.is_cpu:
+        slot.data = value
+    elif isinstance(slot, nn.Parameter):
+        swap_tensors(slot, nn.Parameter(value, slot.requires_grad))
     else:
-        swap_tensors(slot, own)
+        swap_tensors(slot, value.detach())
 
 
 def load_checkpoint(
@@ -607,19 +578,20 @@ def load_checkpoint(
     keys: KeyMap | None = None,
     *,
     cast: bool = False,
+    mmap: bool = False,
 ) -> None:
     """Give a model the tensors of a checkpoint, if all of them fit.
 
-    The model may be on meta, and is on the CPU then; else it stays where it
-    is. Parameters stay the same objects, tied ones stay tied, and a checkpoint
-    may hold them under any one of their names. Buffers that are not persistent
-    are left alone.
+    A model on meta is on the CPU then. Parameters stay the same objects, and
+    tied ones stay tied. Buffers that are not persistent are left alone.
 
     Args:
         model: what is filled.
         place: a folder, a single safetensors file, or an index of several.
         keys: how names change; without it, they do not.
         cast: whether floating dtypes may be converted.
+        mmap: whether tensors on the CPU may be the mapped file itself. That
+            copies nothing; but nobody may write to the file from then on.
 
     Raises:
         CheckpointError: if the checkpoint cannot be opened, or does not match
@@ -631,10 +603,11 @@ def load_checkpoint(
     shapes = {name: tensor.shape for name, tensor in found.items()}
     try:
         routes = match_keys(model, shapes, keys)
-        _check_values(model, routes, found, cast)
+        slots = model_tensors(model)
+        _check_values(slots, routes, found, cast)
+        _check_buffers(model)
     except CheckpointError as error:
         raise CheckpointError(f"{place}: {error}") from None
-    slots = model_tensors(model)
     with torch.no_grad():
         for name in list(found):
             tensor = found.pop(name)  # the last of a file lets go of it
@@ -647,4 +620,4 @@ def load_checkpoint(
             if len(targets) > 1:
                 parts = tensor.split([len(slots[t]) for t in targets])
             for target, part in zip(targets, parts, strict=True):
-                _fill(slots[target], part)
+                _fill(slots[target], part, mmap)

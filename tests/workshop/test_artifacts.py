@@ -13,8 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from tangled.workshop import artifacts
 from tangled.workshop.artifacts import (
+    Recipe,
     artifact,
     artifacts_folder,
     command,
@@ -235,10 +238,9 @@ def test_what_made_it_changes_the_key(toys):
         start=2,
     ):
         toys.edit(name, old, new)
-        status, out, errors = toys.make()
+        status, _, errors = toys.make()
         assert status == 0, errors
         assert "judge: in the making" in errors
-        assert "stale: judge-" in out
         # Nothing goes unasked.
         assert len(list(toys.root.glob("judge-????????????"))) == count
 
@@ -255,7 +257,7 @@ def test_prose_changes_no_key(toys):
         toys.edit(name, old, new)
     status, out, errors = toys.make()
     assert (status, errors) == (0, "")
-    assert "stale" not in out
+    assert out.count("found, by toy.models") == 2
 
 
 def test_how_weights_are_kept_changes_no_key():
@@ -280,19 +282,32 @@ def test_several_threads_read_the_sources():
         gc.callbacks.remove(let_others_in)
 
 
-def test_prune_removes_what_is_stale_and_no_more(toys):
+def test_a_maker_removes_what_a_killed_one_left_and_no_more(toys):
     toys.make()
-    toys.edit("toy/models.py", "width=3", "width=4")
-    (toys.root / "notes.txt").write_text("mine")
-    toys.make()
-    old = len(list(toys.root.iterdir()))
-    status, out, errors = toys.make("--prune")
-    assert (status, errors) == (0, "")
-    assert "removed: judge-" in out
-    assert len(toys.folders()) == 2
-    assert (toys.root / "notes.txt").exists()
-    assert len(list(toys.root.iterdir())) < old
-    assert "stale" not in toys.make()[1]
+    (judge,) = toys.root.glob("judge-????????????")
+    mine = toys.root / f".{judge.name}.0123abcd.partial"
+    other = toys.root / ".tiny-0123456789ab.0123abcd.partial"
+    judge.rename(mine)
+    other.mkdir()
+    status, _, errors = toys.make()
+    assert status == 0, errors
+    assert judge.exists()
+    assert not mine.exists()
+    assert other.exists()
+
+
+def test_the_folder_of_all_may_lie_two_missing_levels_deep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def make(folder: Path) -> tuple[nn.Module, list]:
+        return nn.Linear(1, 1), []
+
+    monkeypatch.setenv("TANGLED_ARTIFACTS", str(tmp_path / "a/two/levels"))
+    assert read_tensors(artifact(Recipe(make, {})))["weight"].shape == (1, 1)
+    monkeypatch.setenv("TANGLED_ARTIFACTS", str(tmp_path / "b/two/levels"))
+    monkeypatch.setattr(artifacts, "make_all", lambda package: [])
+    assert command([]) == 0
+    assert (tmp_path / "b/two/levels/table.json").read_text() == "[]"
 
 
 def test_a_recipe_that_fails_is_one_sentence(toys):

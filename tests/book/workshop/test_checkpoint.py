@@ -25,10 +25,10 @@ from tangled.workshop.checkpoint import (
     CheckpointError,
     KeyMap,
     _mapped,
+    _write,
     load_checkpoint,
     read_tensors,
     save_checkpoint,
-    write_checkpoint,
 )
 
 
@@ -139,9 +139,15 @@ def test_the_save_survives_kills_and_power_failures():
     check_power_failures(save_checkpoint)
 
 
+def in_place(folder: Path, *arguments: Any, shard_bytes: int) -> None:
+    """Write under the name itself."""
+    folder.mkdir()  # WRONG: from here on the name is there
+    _write(folder, *arguments, shard_bytes)
+
+
 def test_saves_that_leave_out_a_step_are_caught():
     with pytest.raises(AssertionError, match="half a model"):
-        check_kills(write_checkpoint)  # WRONG: in place
+        check_kills(in_place)
     where = sys.modules[save_checkpoint.__module__]
     with mock.patch.object(where, "_flush_tree"):  # WRONG: without step 3
         check_kills(save_checkpoint)
