@@ -19,7 +19,7 @@ def rows(text: str) -> set[tuple[str, ...]]:
     ("chapter", "heading", "count"),
     [
         ("appendix/compiling", "How fast it is", 3),
-        ("workshop/checkpoint", "What it costs", 9),
+        ("workshop/checkpoint", "What it costs", 11),
         ("foundations/training", "A judge of digits", 1),
         ("foundations/training", "What it costs", 3),
     ],
