@@ -178,9 +178,11 @@ def _write(
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         path = folder / (file if len(shards) > 1 else STEMS[0])
-        path.touch()  # `save_file` alone would hide it from other users
+        path.touch()
+        mode = path.stat().st_mode
         plain = {n: t.cpu().contiguous() for n, t in shard.items()}
         save_file(plain, path, metadata={"format": "pt"})
+        path.chmod(mode)  # the library hides its files from other users
         places.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
         size = sum(tensor.nbytes for tensor in tensors.values())

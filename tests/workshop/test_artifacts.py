@@ -245,6 +245,14 @@ def test_what_made_it_changes_the_key(toys):
         assert len(list(toys.root.glob("judge-????????????"))) == count
 
 
+def test_a_computed_configuration_changes_the_key():
+    def make(folder: Path, width: int) -> tuple[nn.Module, list]:
+        raise NotImplementedError
+
+    keys = {artifacts.key(Recipe(make, {"width": n})) for n in (1, 2, 2)}
+    assert len(keys) == 2
+
+
 def test_prose_changes_no_key(toys):
     toys.make()
     for name, old, new in [

@@ -168,6 +168,10 @@ def test_overlapping_tensors_are_refused_and_disjoint_ones_are_not(tmp_path):
     assert "'a' and 'b' share their memory" in sentence
     assert not list(tmp_path.iterdir())
     flat = torch.arange(10.0)
+    one = {"a": flat[:5], "b": flat[4:]}  # a single number in both
+    assert "overlap" in refused(
+        lambda: save_checkpoint(tmp_path / "a", one, {})
+    )
     parts = {"a": flat[:4], "b": flat[4:], "none": flat[:0]}
     save_checkpoint(tmp_path / "a", parts, {})
     assert same(read_tensors(tmp_path / "a"), parts)
@@ -191,6 +195,8 @@ def test_wrappers_add_nothing_to_the_names():
     names = list(model_tensors(model))
     assert list(model_tensors(nn.ModuleDict({"_orig_mod": model}))) == names
     assert list(model_tensors(nn.DataParallel(model))) == names
+    compiled = torch.compile(nn.DataParallel(model), backend="eager")
+    assert list(model_tensors(compiled)) == names
     inner = nn.Sequential(nn.ModuleDict({"_orig_mod": nn.Linear(2, 2)}))
     assert list(model_tensors(inner)) == names
 
@@ -249,14 +255,25 @@ def test_a_view_is_written_as_what_it_shows(tmp_path):
         assert not tensor.requires_grad
 
 
-def test_the_files_are_readable_by_whoever_may_read_new_files(tmp_path):
-    save_checkpoint(tmp_path / "a", example(), {})
-    (tmp_path / "usual").mkdir()
-    modes = {
-        stat.S_IMODE(p.stat().st_mode)
-        for p in (tmp_path / "a", tmp_path / "usual")
-    }
-    assert len(modes) == 1
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_the_files_are_readable_by_whoever_may_read_new_files(
+    tmp_path, umask
+):
+    before = os.umask(umask)
+    try:
+        save_checkpoint(tmp_path / "a", example(), {}, shard_bytes=1)
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").touch()
+    finally:
+        os.umask(before)
+
+    def modes(*paths: Path) -> set[int]:
+        return {stat.S_IMODE(path.stat().st_mode) for path in paths}
+
+    files = list((tmp_path / "a").iterdir())
+    assert len(files) == 4
+    assert modes(*files) == modes(tmp_path / "file")
+    assert modes(tmp_path / "a") == modes(tmp_path / "folder")
 
 
 def test_the_tensors_of_a_checkpoint_do_not_hang_on_its_files(tmp_path):
@@ -1089,6 +1106,7 @@ def test_a_mapped_load_copies_nothing_and_keeps_the_objects(tmp_path, device):
         n: id(p) for n, p in before.items()
     }
     assert model.head.weight is model.e.weight
+    assert all(tensor.is_contiguous() for tensor in model.parameters())
     assert not model.b.requires_grad
     assert model.e.weight.requires_grad
     assert model.low.dtype == torch.float32
