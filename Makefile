@@ -17,11 +17,11 @@ export OMP_NUM_THREADS := 1
 
 book: ## the site and the print edition
 	@$(PYTHON) -m loom.bootstrap apt-book.txt
-	@$(BIN)/loom $(TANGLE) && $(BIN)/loom run && $(BIN)/loom html && $(BIN)/loom pdf && $(BIN)/loom seconds
+	@$(BIN)/loom make $(TANGLE) run html pdf seconds
 
 html: ## the site alone, without TeX
 	@$(PYTHON) -m loom.bootstrap
-	@$(BIN)/loom $(TANGLE) && $(BIN)/loom run && $(BIN)/loom html
+	@$(BIN)/loom make $(TANGLE) run html
 
 test: ## check, build the book, run every test
 	@$(PYTHON) -m loom.bootstrap apt-book.txt apt-test.txt
@@ -34,7 +34,7 @@ unit: ## the tests that need no built book
 
 artifacts: ## the weights that chapters share
 	@$(PYTHON) -m loom.bootstrap
-	@$(BIN)/loom $(TANGLE) && $(BIN)/loom artifacts
+	@$(BIN)/loom make $(TANGLE) artifacts
 
 tangle: ## the package from the chapters
 	@$(PYTHON) -m loom.bootstrap

@@ -36,6 +36,10 @@ Run the chapters whose results are not in the cache, two at a time, longest
 first. An interrupted run goes on where it stopped.
 """
 
+MAKE = """\
+Do several of these, one after another, until one fails: loom make tangle run html.
+The chapters are read once.
+"""
 SERVE = """\
 Build the site, serve it on this machine, and rebuild what is saved.
 """
@@ -73,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run even what is in the cache")
     for verb, (text, _) in BUILDS.items():
         verbs.add_parser(verb, help=text, description=text)
+    make = verbs.add_parser("make", help="do several of these", description=MAKE)
+    steps = ("tangle", "check", "run", *BUILDS)
+    make.add_argument("steps", nargs="+", metavar="VERB", choices=steps, help=", ".join(steps))
     serve = verbs.add_parser("serve", help="show the site while one writes", description=SERVE)
     serve.add_argument("--port", type=int, default=8000, metavar="N", help="on this port (8000)")
     return main
@@ -90,6 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parser().parse_args(arguments)
     root = options.root.resolve()
+    if options.verb == "make":
+        statuses = (main(["-C", str(root), step]) for step in options.steps)
+        return next(filter(None, statuses), 0)
     try:
         if options.verb in BUILDS:
             return _call(BUILDS[options.verb][1], root)

@@ -5,7 +5,7 @@ import keyword
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -104,9 +104,9 @@ class Chapter:
     order: int
     part: str
     text: str = field(repr=False)
-    front: dict[str, Any]
+    front: dict[str, Any] = field(compare=False)  # of the text, as are the title and the cells
     title: str
-    cells: tuple[Cell, ...] = field(repr=False, default=())
+    cells: tuple[Cell, ...] = field(repr=False, compare=False, default=())
 
     @property
     def page(self) -> Page:
@@ -180,7 +180,13 @@ def read(root: Path) -> Book:
         problems.extend(_unmet(chapters))
     if problems:
         raise Problems(problems)
-    return Book(root, tuple(chapters))
+    return _book(root, tuple(chapters))
+
+
+@lru_cache(maxsize=8)
+def _book(root: Path, chapters: tuple[Chapter, ...]) -> Book:
+    """The same book for the same chapters: what is known of it is kept with it."""
+    return Book(root, chapters)
 
 
 def settings(root: Path) -> dict[str, Any]:
@@ -316,6 +322,7 @@ def _mapping(path: str, above: int, text: str) -> dict[str, Any]:
     raise Problems([Problem(path, line, "B03", f"this YAML does not parse: {reason}")])
 
 
+@lru_cache(maxsize=256)
 def _chapter(path: str, order: int, part: str, text: str) -> Chapter:
     lines, blocks = text.split("\n"), page(text)
     if lines[0].rstrip() == "---" and not blocks.front:

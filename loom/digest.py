@@ -11,6 +11,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from loom import kernel
@@ -48,19 +49,29 @@ def modules(root: Path, chapter_source: str) -> list[Path]:
         for file in _files(root, pending.pop()):
             if file not in found:
                 found.add(file)
-                pending += _imports(ast.parse(file.read_bytes()), _package(root, file))
+                pending += _file_imports(file.read_bytes(), _package(root, file))
     return sorted(found)
 
 
-def _cell_imports(cell: str) -> Iterator[str]:
+@lru_cache(maxsize=512)
+def _file_imports(content: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_imports(ast.parse(content), package))
+
+
+@lru_cache(maxsize=4096)
+def _cell_imports(cell: str) -> tuple[str, ...]:
     """Names imported in a cell, whose magics are no Python."""
+    if "import" not in cell:
+        return ()
     code = MAGIC.sub("", cell)
     try:
-        yield from _imports(ast.parse(code), ())
+        return tuple(_imports(ast.parse(code), ()))
     except SyntaxError:  # a mistake, or one shown on purpose: whatever lines make sense alone
+        found: list[str] = []
         for line in code.splitlines():
             with contextlib.suppress(SyntaxError):
-                yield from _imports(ast.parse(line.strip()), ())
+                found += _imports(ast.parse(line.strip()), ())
+        return tuple(found)
 
 
 def _imports(tree: ast.AST, package: tuple[str, ...]) -> Iterator[str]:

@@ -145,6 +145,16 @@ class Results:
         return found
 
     @cached_property
+    def facts(self) -> tuple[object, ...]:
+        """All that the results follow from, without the lines where it stands."""
+        known = [(n, x.title, x.chapter, x.proof) for n, x in self.known.items()]
+        uses = [(name, self.uses(name)) for name in self._proofs]
+        tests = [(mark.path, mark.test, mark.verb, mark.label) for mark in self.marks]
+        code = [(path, module.text) for path, module in self.tangled.modules.items()]
+        claims = [(d.dotted, d.implements, d.verifies, d.refutes) for d in self.tangled.definitions]
+        return known, uses, tests, code, claims, sorted(self._home.items())
+
+    @cached_property
     def code(self) -> Code:
         """The definitions of the package and of the tests, and how one leads to another."""
         texts = {p: m.text for p, m in self.tangled.modules.items() if p.endswith(".py")}

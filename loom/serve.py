@@ -35,6 +35,4 @@ def serve(root: Path, port: int) -> int:
 
 def steps(root: Path) -> None:
     """Tangle, run and weave, as far as all goes well."""
-    for step in STEPS:
-        if main(["-C", str(root), step]):
-            return
+    main(["-C", str(root), "make", *STEPS])

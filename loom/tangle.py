@@ -12,6 +12,7 @@ from loom.errors import Problem, Problems
 from loom.labels import labels
 from loom.merge import Draft, collect
 from loom.names import scopes
+from loom.once import once
 from loom.order import ranks
 from loom.render import WIDTH, Placed, render
 from loom.resolve import cycles, layers, misplaced_imports, resolve
@@ -66,6 +67,7 @@ class Tangled:
         return tuple(sorted(found, key=lambda d: (order[d.chapter], d.line)))
 
 
+@once
 def tangle(book: Book) -> Tangled:
     """Return the package and the book's tests, as the chapters now define them.
 

@@ -24,6 +24,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         folds,
         latex,
         layout,
+        letters,
         macros,
         modules,
         nobreak,
@@ -62,7 +63,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(folds.Folding)
     app.add_post_transform(captions.Annotate)
     app.connect("builder-inited", source.load)
-    app.connect("env-updated", results.stale, priority=900)
+    # After the sections have their numbers.
+    app.connect("env-get-updated", results.stale, priority=900)
     app.connect("env-updated", reference.register)
     app.connect("html-page-context", search.script)
     app.connect("html-collect-pages", modules.pages)
@@ -74,4 +76,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.config.templates_path = [str(Path(__file__).parent / "components")]
     stamp.connect(app)
     app.connect("config-inited", macros.share)
+    letters.settle()
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 from typing import Any, cast
 
 from sphinx.application import Sphinx
@@ -10,19 +11,22 @@ from sphinx.builders.html import StandaloneHTMLBuilder
 
 from loom.tangle import Definition
 from loom.weave.provenance import anchor
+from loom.weave.results import outdated
 from loom.weave.source import source
 
 __all__ = ["pages"]
 
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield the pages as Sphinx wants them: name, context, template."""
+    """Yield the pages that are new or changed as Sphinx wants them: name, context, template."""
     tangled = source(app).tangled
     definitions: dict[str, list[Definition]] = defaultdict(list)
     for definition in tangled.definitions:
         definitions[definition.path].append(definition)
     for path, found in definitions.items():
         name = f"code/{path.removesuffix('.py')}"
+        if Path(app.outdir, f"{name}.html").is_file() and not outdated(app, path):
+            continue
         body = page(app, name, path, tangled.modules[path].text, found)
         yield name, {"title": path, "body": body, "parents": []}, "page.html"
 

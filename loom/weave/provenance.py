@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from loom.book import Book, Cell
-from loom.marks import Mark, marks
+from loom.marks import Mark
 from loom.tangle import Definition, Tangled
 
 __all__ = [
@@ -158,8 +158,8 @@ class Map:
         return found
 
 
-def chart(book: Book, tangled: Tangled) -> Map:
-    """Work out the notes of a book."""
+def chart(book: Book, tangled: Tangled, found: Iterable[Mark]) -> Map:
+    """Work out the notes of a book, with the marks on its hand-written tests."""
     result = Map()
     by_cell: dict[tuple[str, int], list[Definition]] = defaultdict(list)
     for definition in tangled.definitions:
@@ -175,7 +175,7 @@ def chart(book: Book, tangled: Tangled) -> Map:
         for cell in chapter.cells:
             if definitions := by_cell.get((chapter.path, cell.index)):
                 cells[key(cell.source)].append(use(cell, definitions))
-    for mark in marks(book.root):
+    for mark in found:
         result.marks[mark.verb, mark.label].append(mark)
     return result
 

@@ -14,16 +14,18 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.environment.collectors import EnvironmentCollector
 
+from loom.weave.atlas import Listing
 from loom.weave.exercises import Solutions
 from loom.weave.numbers import locate
 from loom.weave.provenance import Label
 from loom.weave.source import source
 
-__all__ = ["Passed", "passed", "stale"]
+__all__ = ["Passed", "outdated", "passed", "stale"]
 
 PASSED = "passed: "
-# Stands for all exercises among the targets of a page that lists them.
+# Stand among the targets of a page for all exercises, and for what a listing is made from.
 EXERCISES = "(exercises)"
+LISTED = "(listed)"
 
 
 class Passed(EnvironmentCollector):
@@ -50,8 +52,9 @@ class Passed(EnvironmentCollector):
                             names.update(line.removeprefix(PASSED).split(", "))
         passed(app.env)[app.env.docname] = names
         targets = {node["reftarget"] for node in doctree.findall(addnodes.pending_xref)}
-        if next(doctree.findall(Solutions), None) is not None:
-            targets.add(EXERCISES)
+        for kind, target in ((Solutions, EXERCISES), (Listing, LISTED)):
+            if next(doctree.findall(kind), None) is not None:
+                targets.add(target)
         referred(app.env)[app.env.docname] = targets
 
 
@@ -68,14 +71,17 @@ def referred(env: BuildEnvironment) -> dict[str, set[str]]:
 
 
 def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Pages whose notes, or whose references' numbers, are not those they were written with."""
+    """Pages whose notes, or whose references' numbers, are not those they were written with.
+
+    The pages of the modules are among what is written; `outdated` tells them.
+    """
     if app.builder.format != "html":
         return []
-    notes = source(app).notes
+    loaded = source(app)
     places = {name: locate(env, name) for name in labelled(env)}
     now: dict[str, str] = {}
     for docname in env.found_docs:
-        cells = sorted(notes.cells.get(docname, {}).items())
+        cells = sorted(loaded.notes.cells.get(docname, {}).items())
         here = [name for name, place in places.items() if place and place.docname == docname]
         targets = referred(env).get(docname, set()) | {
             part.name
@@ -88,13 +94,30 @@ def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
             targets |= {name for name in places if name.startswith("ex-")}
         written = (
             cells,
-            [notes.standing(name, passed(env)) for name in here],
+            [loaded.notes.standing(name, passed(env)) for name in here],
             [(target, locate(env, target)) for target in sorted(targets)],
+            (loaded.results.facts, places, titles(env)) if LISTED in targets else None,
         )
         now[docname] = repr(written)
+    side = titles(env)
+    for path, module in loaded.tangled.modules.items():
+        ends = [(d.name, d.chapter, d.first) for d in loaded.tangled.definitions if d.path == path]
+        now[path] = repr((module.text, ends, side))
     before = getattr(env, "weave_written", {})
     env.weave_written = now
-    return [docname for docname in now if before.get(docname) != now[docname]]
+    app.loom_outdated = {name for name in now if before.get(name) != now[name]}
+    return sorted(app.loom_outdated & env.found_docs)
+
+
+def outdated(app: Sphinx, path: str) -> bool:
+    """Tell whether the page of a module is not what this build would write."""
+    return path in app.loom_outdated
+
+
+def titles(env: BuildEnvironment) -> list[tuple[str, str, object]]:
+    """What the side bar of every page is made from."""
+    found = env.titles.items()
+    return sorted((name, title.astext(), title.get("secnumber")) for name, title in found)
 
 
 def labelled(env: BuildEnvironment) -> list[str]:

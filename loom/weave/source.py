@@ -31,9 +31,11 @@ def load(app: Sphinx) -> None:
     try:
         book = read(Path(app.srcdir))
         tangled = tangle(book)
+        results = Results(book, tangled)
     except Problems as problems:
         raise ExtensionError(str(problems)) from None
-    app.loom_source = Source(book, tangled, chart(book, tangled), Results(book, tangled))
+    notes = chart(book, tangled, results.marks)
+    app.loom_source = Source(book, tangled, notes, results)
 
 
 def source(app: Sphinx) -> Source:

@@ -1,0 +1,24 @@
+"""Let the numbers of the appendices, which are letters, be what they were in the last build."""
+
+from sphinx.environment import BuildEnvironment
+from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
+
+__all__ = ["settle"]
+
+assign = TocTreeCollectorWithStyles.assign_section_numbers
+
+
+def assigned(self: TocTreeCollectorWithStyles, env: BuildEnvironment) -> list[str]:
+    """Number the sections; return the pages whose numbers changed.
+
+    The library compares letters with the numbers that they are made from, and so returns the
+    appendices in every build.
+    """
+    before = env.toc_secnumbers
+    assign(self, env)  # type: ignore[no-untyped-call]
+    return [name for name, now in env.toc_secnumbers.items() if before.get(name) != now]
+
+
+def settle() -> None:
+    """Make it so."""
+    TocTreeCollectorWithStyles.assign_section_numbers = assigned  # type: ignore[method-assign]
