@@ -17,7 +17,7 @@ from loom.errors import Problem, Problems
 from loom.segments import cut
 from loom.tangle import Module, Tangled, tangle
 from loom.threeway import Overlap, Sited, merge
-from loom.write import base, edited, owned, settle, write
+from loom.write import UNKNOWN, base, edited, owned, settle, write
 
 __all__ = ["main", "sync"]
 
@@ -144,12 +144,12 @@ def _edited(book: Book, tangled: Tangled) -> list[Edit]:
         now = tangled.modules.get(path)
         if (now and disk == now.text.encode()) or not edited(book.root, path, disk):
             continue
-        before = base(book.root, path)
+        before = base(book.root, path, disk)
         if now is None:
             sentence = "no chapter makes this file, so none can take it"
             problems.append(Problem(path, 1, "S01", sentence))
         elif before is None:
-            sentence = "loom does not know what it wrote here: move the edit to the chapter"
+            sentence = f"{UNKNOWN}, or move the edit to the chapter"
             problems.append(Problem(path, 1, "S01", sentence))
         else:
             found.append(Edit(path, before, disk, now))

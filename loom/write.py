@@ -1,9 +1,10 @@
 """Put tangled modules on disk without ever losing what a person wrote there.
 
-loom keeps the bytes it last wrote in `_build/loom/last/`. A file that equals neither those bytes,
-nor its committed text, nor its new one was edited by hand, and loom refuses to overwrite it; `loom
-sync` carries such an edit into the chapters. What is about to be written stands in
-`_build/loom/next/` before, so that after an interruption loom still knows its own files.
+loom keeps what it last wrote in `_build/loom/last/`, with the time of the file that it wrote. A
+file that is neither that one, nor as committed, nor as the chapters now make it, was edited by
+hand: loom refuses to overwrite it, and `loom sync` carries into the chapters what differs from the
+nearer of the two that loom knows. What is about to be written stands in `_build/loom/next/` before,
+so that after an interruption loom still knows its own files.
 """
 
 import difflib
@@ -19,12 +20,13 @@ from loom.book import Book
 from loom.errors import Problem, Problems
 from loom.tangle import Module, Tangled
 
-__all__ = ["LAST", "base", "drift", "edited", "main", "owned", "settle", "write"]
+__all__ = ["LAST", "UNKNOWN", "base", "drift", "edited", "main", "owned", "settle", "write"]
 
 LAST = Path("_build/loom/last")
 NEXT = Path("_build/loom/next")
 # The folders in which every file is loom's.
 OWNED = ("tangled", "tests/book")
+UNKNOWN = "neither git nor _build/ tells what loom wrote here: delete the file to have it made anew"
 # How the names of files begin that wait beside their places.
 STAGED = ".loom-"
 
@@ -64,7 +66,7 @@ def write(
         if (obstacle := _obstacle(root, path)) is not None:
             problems.append(_in_the_way(path, obstacle))
         elif disk is not None and disk != carried.get(path) and edited(root, path, disk):
-            problems.append(_hand_made(tangled, path, disk, wanted.get(path)))
+            problems.append(_hand_made(root, tangled, path, disk))
     for path in chapters:
         if (obstacle := _obstacle(root, path)) is not None:
             problems.append(_in_the_way(path, obstacle))
@@ -119,7 +121,7 @@ def _store(root: Path, new: dict[str, bytes]) -> None:
     """Keep what is about to stand at its place, where that is not known already."""
     (root / LAST).parent.mkdir(parents=True, exist_ok=True)
     for path, data in new.items():
-        if _read(root / LAST / path) != data:
+        if _read(root / LAST / path) != data or not _same_time(root, path):
             (root / NEXT / path).parent.mkdir(parents=True, exist_ok=True)
             (root / NEXT / path).write_bytes(data)
 
@@ -130,6 +132,8 @@ def settle(root: Path) -> None:
         if _read(root / path) == _read(root / NEXT / path):
             (root / LAST / path).parent.mkdir(parents=True, exist_ok=True)
             os.replace(root / NEXT / path, root / LAST / path)
+            status = (root / path).stat()
+            os.utime(root / LAST / path, ns=(status.st_atime_ns, status.st_mtime_ns))
     shutil.rmtree(root / NEXT, ignore_errors=True)
     for folder in ("book", *OWNED):
         for temporary in (root / folder).rglob(f"{STAGED}*"):
@@ -193,9 +197,11 @@ def _in_the_way(path: str, obstacle: str) -> Problem:
     return Problem(path, 1, "L17", sentence)
 
 
-def _hand_made(tangled: Tangled, path: str, disk: bytes, new: bytes | None) -> Problem:
-    if new is None:
+def _hand_made(root: Path, tangled: Tangled, path: str, disk: bytes) -> Problem:
+    if path not in tangled.modules:
         return Problem(path, 1, "L17", "loom did not write this file: move it out of the way")
+    if base(root, path, disk) is None:
+        return Problem(path, 1, "L18", UNKNOWN)
     line, place = _first_difference(tangled.modules[path], disk)
     sentence = (
         "edited by hand, so not overwritten: "
@@ -233,20 +239,50 @@ def owned(root: Path) -> dict[str, bytes]:
 
 
 def edited(root: Path, path: str, disk: bytes) -> bool:
-    """Tell whether a file was edited by hand: it is neither as loom wrote it nor as committed."""
-    return disk != _read(root / LAST / path) and disk != _committed(root, path)
+    """Tell whether a file was edited by hand: it is neither as committed nor what loom wrote.
+
+    The bytes that loom last wrote in another file, a newer one, may have been typed: git can take a
+    file back, and a person can write again what loom had written.
+    """
+    committed = _committed(root, path)
+    if disk != _read(root / LAST / path):
+        return disk != committed
+    return not _same_time(root, path) and committed not in (None, disk)
 
 
-def base(root: Path, path: str) -> bytes | None:
-    """What a file was before it was edited: as loom last wrote it, else as committed."""
-    last = _read(root / LAST / path)
-    return _committed(root, path) if last is None else last
+def base(root: Path, path: str, disk: bytes) -> bytes | None:
+    """What a file was before it was edited: what loom last wrote or what is committed.
+
+    Either may be older than the other, for git changes files too. So it is the one from which the
+    file differs in fewer lines.
+    """
+    known = (_read(root / LAST / path), _committed(root, path))
+    others = [text for text in known if text not in (None, disk)]
+    return min(others, key=lambda text: _distance(text, disk), default=None)
+
+
+def _distance(one: bytes, other: bytes) -> int:
+    """The number of lines that only one of two texts has."""
+    a, b = one.split(b"\n"), other.split(b"\n")
+    blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+    return len(a) + len(b) - 2 * sum(block.size for block in blocks)
+
+
+def _same_time(root: Path, path: str) -> bool:
+    """Tell whether a file has the time of the one that loom last wrote there."""
+    files = root / path, root / LAST / path
+    times = [file.stat().st_mtime_ns for file in files if file.is_file()]
+    return len(times) == 2 and times[0] == times[1]
 
 
 def _committed(root: Path, path: str) -> bytes | None:
     try:
         shown = subprocess.run(
-            ["git", "show", f"HEAD:./{path}"], cwd=root, capture_output=True, check=False
+            # To read a blob of a clone that another user owns is safe: it runs nothing.
+            ["git", "-c", "safe.directory=*", "cat-file", "blob", f"HEAD:./{path}"],
+            cwd=root,
+            capture_output=True,
+            check=False,
         )
     except FileNotFoundError:
         return None

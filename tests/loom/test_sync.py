@@ -384,10 +384,16 @@ def test_a_full_disk_changes_nothing(
     assert sync(root) == 0
 
 
+def git(root: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *who, *arguments], cwd=root, check=True)
+
+
 def commit(root: Path) -> None:
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "book"]):
-        subprocess.run([*git, *command], cwd=root, check=True)
+    git(root, "init", "-q")
+    (root / ".gitignore").write_text("_build\n")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "book")
 
 
 def test_a_committed_file_is_no_edit_by_hand(root: Path) -> None:
@@ -420,3 +426,78 @@ def test_check_and_tangle_name_the_command(
     for verb in ("tangle", "check"):
         assert main(["-C", str(root), verb]) == 1
         assert "loom sync" in capsys.readouterr().err
+
+
+def test_an_edit_after_a_switch_is_of_the_branch(root: Path) -> None:
+    """What loom wrote for the other branch is no base of it."""
+    commit(root)
+    git(root, "switch", "-qc", "other")
+    edit(root / PAGE, "return 4", "return 1\n\n\ndef ten() -> int:\n    pass")
+    assert main(["-C", str(root), "tangle"]) == 0
+    commit(root)
+    git(root, "switch", "-q", "-")
+    edit(root / MODULE, "return 4", "return 44")
+    assert sync(root) == 0
+    assert "return 44\n" in (root / PAGE).read_text()
+    assert "ten" not in (root / MODULE).read_text()
+
+
+@pytest.mark.parametrize("typed", ["TWO = 22", "TWO = 22\n# Why."])
+def test_an_edit_typed_again_after_a_checkout_is_not_lost(
+    typed: str, root: Path
+) -> None:
+    """The module is what loom once wrote, and yet a person wrote it."""
+    commit(root)
+    edit(root / PAGE, "TWO = 2", typed)
+    assert main(["-C", str(root), "tangle"]) == 0
+    git(root, "checkout", "-q", ".")
+    edit(root / MODULE, "TWO = 2", typed)
+    edit(root / PAGE, "return 4", "return 44")
+    assert main(["-C", str(root), "tangle"]) == 1
+    assert f"{typed}\n" in (root / MODULE).read_text()
+    assert sync(root) == 0
+    for path in (root / PAGE, root / MODULE):
+        assert f"{typed}\n" in path.read_text()
+        assert "return 44\n" in path.read_text()
+
+
+def test_a_stash_and_its_return_is_no_edit(root: Path) -> None:
+    commit(root)
+    edit(root / PAGE, "TWO = 2", "TWO = 22")
+    assert main(["-C", str(root), "tangle"]) == 0
+    git(root, "stash", "-q")
+    git(root, "stash", "pop", "-q")
+    edit(root / PAGE, "return 4", "return 44")
+    assert sync(root) == 0
+    assert main(["-C", str(root), "tangle"]) == 0
+    text = (root / MODULE).read_text()
+    assert "TWO = 22\n" in text
+    assert "return 44\n" in text
+
+
+def test_where_nothing_is_known_both_verbs_say_the_way_out(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy without `.git` and `_build`."""
+    subprocess.run(["rm", "-r", "_build"], cwd=root, check=True)
+    edit(root / PAGE, "TWO = 2", "TWO = 22")
+    for verb in ("tangle", "sync"):
+        assert main(["-C", str(root), verb]) == 1
+        assert (
+            "delete the file to have it made anew" in capsys.readouterr().err
+        )
+    (root / MODULE).unlink()
+    assert main(["-C", str(root), "tangle"]) == 0
+    assert "TWO = 22\n" in (root / MODULE).read_text()
+
+
+def test_the_clone_of_another_user_is_a_base(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container, where git refuses to serve a stranger."""
+    commit(root)
+    subprocess.run(["rm", "-r", "_build"], cwd=root, check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    edit(root / PAGE, "TWO = 2", "TWO = 22")
+    assert main(["-C", str(root), "tangle"]) == 0
+    assert "TWO = 22\n" in (root / MODULE).read_text()
