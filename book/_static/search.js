@@ -14,9 +14,13 @@ var Scorer = {
   partialTitle: 7,
   term: 5,
   partialTerm: 2,
-  // What begins with the words that were typed, such as "Proposition 6.9", is what was meant.
-  score: ([, title, , , score]) =>
-    asked && ` ${title.toLowerCase()} `.includes(` ${asked} `) ? score + 100 : score,
+  // A title with the words as they were typed, such as "Proposition 6.9", is what was meant; one
+  // with all of them, "The variance of the posterior", probably is.
+  score: ([, title, , , score]) => {
+    const heading = ` ${title.toLowerCase()} `;
+    const all = asked && asked.split(" ").every((word) => heading.includes(word));
+    return score + (asked && heading.includes(` ${asked} `) ? 100 : all ? 50 : 0);
+  },
 };
 
 {
