@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from docutils.nodes import Element, Text
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 from loom.weave.dark import dark, width
@@ -29,6 +30,7 @@ __all__ = [
 
 # A word of code as Sphinx writes it, and where a line may break in it.
 PIECE = re.compile(r'(<span class="pre">)(.*)(</span>)', re.DOTALL)
+logger = logging.getLogger(__name__)
 JOINT = re.compile(r"(?<=\w)(?:[_./,(=\[]|-&gt;)(?=\w{2})")
 
 
@@ -117,6 +119,11 @@ class BookTranslator(HTML5Translator):
 
     def visit_image(self, node: Element) -> None:
         """Show a drawing in a frame that scrolls, in colours for the light and for the dark."""
+        if not node.get("alt", "").strip():
+            place: Element | None = node
+            while place is not None and not place.line:
+                place = place.parent
+            logger.warning("this figure has no alt text: say what is seen", location=place)
         source, uri = Path(self.builder.srcdir, node["uri"]), node["uri"]
         if uri not in self.builder.images or source.suffix != ".svg":
             super().visit_image(node)
