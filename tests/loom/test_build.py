@@ -1,18 +1,14 @@
 """`loom html`: what is rebuilt, removed, refused and healed, on a small book woven as this one."""
 
-import os
 import pickle
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from loom.__main__ import main
 from loom.cache import place
 from loom.errors import Problems
 from loom.weave.macros import balanced
@@ -21,117 +17,15 @@ from loom.weave.macros import balanced
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]
 MATHJAX = "tex-chtml-full.js"
-CHAPTER = """\
----
-jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
-kernelspec: {{name: python3, display_name: Python 3, language: python}}
-tangle: part/{name}.py
----
-# Chapter {name}
-
-Words.
-
-```{{math}}
-:label: eq-{name}
-a = b
-```
-
-```{{code-cell}} python
-:tangle:
-:implements: eq-{name}
-
-def {name}() -> int:
-    \"\"\"Return one.\"\"\"
-    return 1
-```
-"""
-TOC = """\
-format: jb-book
-root: book/index
-parts:
-  - caption: Part
-    numbered: 2
-    chapters:
-"""
 DRAWING = '<svg xmlns="http://www.w3.org/2000/svg" width="9"></svg>\n'
 
 
-class Woven:
-    """Chapters of one tangled cell each, and the command that weaves them."""
-
-    def __init__(self, root, capsys):
-        self.root, self.html, self.capsys = root, root / "_build/html", capsys
-        (root / "book/part").mkdir(parents=True)
-        shutil.copytree(
-            ROOT / "book/_static",
-            root / "book/_static",
-            ignore=shutil.ignore_patterns("mathjax"),
-        )
-        shutil.copytree(ROOT / "book/_latex", root / "book/_latex")
-        shutil.copy(ROOT / "_config.yml", root)
-        self.write("book/index.md", "# A small book\n")
-        self.write("book/references.bib", "")
-        self.chapters("one", "two")
-
-    def write(self, name, text):
-        (self.root / name).write_text(text)
-
-    def chapters(self, *names):
-        for name in names:
-            if not (self.root / f"book/part/{name}.md").exists():
-                self.write(f"book/part/{name}.md", CHAPTER.format(name=name))
-        files = "".join(f"      - file: book/part/{name}\n" for name in names)
-        self.write("_toc.yml", TOC + files)
-
-    def append(self, text, name="one"):
-        with (self.root / f"book/part/{name}.md").open("a") as file:
-            file.write(text)
-
-    def loom(self, *verbs):
-        """Status, standard output and standard error of commands, up to the first that fails."""
-        self.capsys.readouterr()
-        status = 0
-        for verb in verbs or ("html",):
-            status = status or main(["-C", str(self.root), verb])
-        out, err = self.capsys.readouterr()
-        return status, out, err
-
-    def built(self, *verbs):
-        """Build without a complaint; what was said."""
-        status, out, err = self.loom(*verbs)
-        assert (status, err) == (0, ""), err
-        return out
-
-    def refused(self):
-        """Build, which fails; what was said."""
-        status, _, err = self.loom()
-        assert status == 1
-        return err
-
-    def start(self, **options):
-        return subprocess.Popen(
-            [sys.executable, "-m", "loom", "html"],
-            cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
-
-
-@pytest.fixture
-def book(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    return Woven(tmp_path / "book", capsys)
-
-
-def test_what_is_gone_is_removed_and_what_was_removed_is_made_again(book):
-    book.append("\n```{figure} a.svg\n:alt: Nothing.\n\nNo line.\n```\n")
-    book.write("book/part/a.svg", DRAWING)
-    book.built("tangle", "run", "html")
-    assert book.built() == "_build/html/index.html is up to date\n"
-    made = {f for f in book.html.rglob("*") if f.is_file()}
+def test_what_is_gone_is_removed_and_what_was_removed_is_made_again(woven):
+    woven.append("\n```{figure} a.svg\n:alt: Nothing.\n\nNo line.\n```\n")
+    woven.write("book/part/a.svg", DRAWING)
+    woven.built("tangle", "run", "html")
+    assert woven.built() == "_build/html/index.html is up to date\n"
+    made = {f for f in woven.html.rglob("*") if f.is_file()}
 
     for name in (
         "book/part/two.html",
@@ -140,51 +34,51 @@ def test_what_is_gone_is_removed_and_what_was_removed_is_made_again(book):
         "_images/a.svg",
         "_static/book.css",
     ):
-        (book.html / name).unlink()
-        assert "up to date" not in book.built()
-        assert (book.html / name).is_file()
-    assert {f for f in book.html.rglob("*") if f.is_file()} == made
+        (woven.html / name).unlink()
+        assert "up to date" not in woven.built()
+        assert (woven.html / name).is_file()
+    assert {f for f in woven.html.rglob("*") if f.is_file()} == made
 
-    (book.root / "book/part/one.md").unlink()
-    book.chapters("two", "three")
-    book.built("tangle", "run", "html")
-    here = {str(f.relative_to(book.html)) for f in book.html.rglob("*.*")}
+    (woven.root / "book/part/one.md").unlink()
+    woven.chapters("two", "three")
+    woven.built("tangle", "run", "html")
+    here = {str(f.relative_to(woven.html)) for f in woven.html.rglob("*.*")}
     assert not {name for name in here if "/one." in name}
     assert not {"_images/a.svg", "_images/a.dark.svg"} & here
     assert {"book/part/three.html", "code/tangled/part/three.html"} <= here
     assert {"notebooks/part/three.ipynb", "notebooks/part/two.ipynb"} <= here
 
 
-def test_what_was_torn_heals_at_once(book):
-    book.built("tangle", "run", "html")
+def test_what_was_torn_heals_at_once(woven):
+    woven.built("tangle", "run", "html")
 
     def article():
-        page = (book.html / "book/part/one.html").read_text()
+        page = (woven.html / "book/part/one.html").read_text()
         return page.partition("<article")[2].partition("</article>")[0]
 
     whole = article()
     assert "Words." in whole
-    state = book.root / "_build/.doctrees"
+    state = woven.root / "_build/.doctrees"
     for file in (
-        book.html / ".buildinfo",
+        woven.html / ".buildinfo",
         state / "book/part/one.doctree",
         state / "environment.pickle",
     ):
         file.write_bytes(file.read_bytes()[:20])
         with pytest.raises((pickle.UnpicklingError, EOFError)):
             pickle.loads(file.read_bytes())
-        book.append("\nMore.\n", "two")
-        book.built()
+        woven.append("\nMore.\n", "two")
+        woven.built()
         assert article() == whole
-    assert "up to date" in book.built()
+    assert "up to date" in woven.built()
 
 
-def test_what_a_reader_would_see_as_an_error_is_refused(book):
-    book.built("tangle", "run")
-    mathjax = book.root / "book/_static/mathjax"
+def test_what_a_reader_would_see_as_an_error_is_refused(woven):
+    woven.built("tangle", "run")
+    mathjax = woven.root / "book/_static/mathjax"
     mathjax.mkdir()
     shutil.copy(ROOT / f"book/_static/mathjax/{MATHJAX}", mathjax)
-    text = (book.root / "book/part/one.md").read_text()
+    text = (woven.root / "book/part/one.md").read_text()
     line = text.count("\n") + 2
     for wrong, said in (
         (
@@ -198,14 +92,14 @@ def test_what_a_reader_would_see_as_an_error_is_refused(book):
             "this figure has no alt text",
         ),
     ):
-        book.write("book/part/a.svg", DRAWING)
-        book.write("book/part/one.md", f"{text}\n{wrong}\n")
+        woven.write("book/part/a.svg", DRAWING)
+        woven.write("book/part/one.md", f"{text}\n{wrong}\n")
         place = f"book/part/one.md:{line}: WARNING: {said}"
-        assert book.refused().startswith(place)
+        assert woven.refused().startswith(place)
     right = r"$\{\lfloor\hat{\vx}\rfloor\}\in\mathbb{R}$"
     figure = "```{figure} a.svg\n:alt: A dot.\n\nA dot.\n```"
-    book.write("book/part/one.md", f"{text}\n{right}\n\n{figure}\n")
-    book.built()
+    woven.write("book/part/one.md", f"{text}\n{right}\n\n{figure}\n")
+    woven.built()
 
 
 @pytest.mark.parametrize(
@@ -222,7 +116,7 @@ def test_braces_of_a_formula(formula, right):
     assert balanced(formula) is right
 
 
-def test_a_file_beside_the_chapters_is_named_with_its_line(book):
+def test_a_file_beside_the_chapters_is_named_with_its_line(woven):
     macros, bib = "book/_static/macros.json", "book/references.bib"
     for name, text, said in (
         (macros, '{\n"a": ', f"{macros}:2: B03 this JSON does not parse"),
@@ -232,19 +126,19 @@ def test_a_file_beside_the_chapters_is_named_with_its_line(book):
         (bib, "@book{a,\n title={x}\n", f"{bib}:3: B03 syntax error"),
         (bib, "@book{a}\n@book{a}", f"{bib}:1: B03 repeated"),
     ):
-        before = (book.root / name).read_text()
-        book.write(name, text)
-        assert book.refused().startswith(said)
-        book.write(name, before)
+        before = (woven.root / name).read_text()
+        woven.write(name, text)
+        assert woven.refused().startswith(said)
+        woven.write(name, before)
 
 
-def test_a_second_build_waits_for_the_first(book):
-    first = book.start()
-    lock = book.root / "_build/loom/lock"
+def test_a_second_build_waits_for_the_first(woven):
+    first = woven.start()
+    lock = woven.root / "_build/loom/lock"
     while not lock.exists():
         time.sleep(0.01)
     time.sleep(0.2)
-    second = book.start()
+    second = woven.start()
     for process, said in (
         (first, ""),
         (second, "another build of this book is at work: waiting for its "),
@@ -255,36 +149,36 @@ def test_a_second_build_waits_for_the_first(book):
     assert "up to date" in out
 
 
-def test_after_ctrl_c_nothing_is_said_and_the_next_build_is_whole(book):
+def test_after_ctrl_c_nothing_is_said_and_the_next_build_is_whole(woven):
     for seconds in (0.3, 1.0):
-        process = book.start(start_new_session=True)
-        while not (book.root / "_build/loom/lock").exists():
+        process = woven.start(start_new_session=True)
+        while not (woven.root / "_build/loom/lock").exists():
             time.sleep(0.01)
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (130, "", "")
-    book.built()
-    assert (book.html / "book/part/two.html").is_file()
+    woven.built()
+    assert (woven.html / "book/part/two.html").is_file()
 
 
-def test_what_cannot_be_written_is_one_sentence(book):
-    book.write("_build", "in the way")
+def test_what_cannot_be_written_is_one_sentence(woven):
+    woven.write("_build", "in the way")
     said = "L31 this file cannot be written: "
-    assert said in book.refused()
-    (book.root / "_build").unlink()
-    book.built("tangle", "run")
+    assert said in woven.refused()
+    (woven.root / "_build").unlink()
+    woven.built("tangle", "run")
 
     def full():
         # As on a full disk, but without one: no file may be longer.
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    process = book.start(preexec_fn=full)
+    process = woven.start(preexec_fn=full)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, "")
     assert said in err
     assert err.count("\n") == 1
-    book.built()
+    woven.built()
 
 
 def test_a_path_that_jupyter_cache_misreads_is_refused(tmp_path):
@@ -295,7 +189,7 @@ def test_a_path_that_jupyter_cache_misreads_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a chapter", "tête"])
-def test_a_name_that_is_no_address_is_refused(book, name):
-    book.write(f"book/part/{name}.md", "# Title\n")
-    book.chapters(name)
-    assert f"B03 'book/part/{name}' has more than" in book.refused()
+def test_a_name_that_is_no_address_is_refused(woven, name):
+    woven.write(f"book/part/{name}.md", "# Title\n")
+    woven.chapters(name)
+    assert f"B03 'book/part/{name}' has more than" in woven.refused()
