@@ -67,6 +67,10 @@ def enlarge(folder: Path, count: int) -> None:
     paths = [d.path for d in tangle(book).definitions]
     owners = {d.path: d.chapter for d in tangle(book).definitions}
     known = labels(book)
+    tests = sorted((folder / "tests").glob("*/test_*.py"))
+    tests = [
+        file for file in tests if "pytest.mark.verifies" in file.read_text()
+    ]
     toc, copies = "", []
     number, left = 2, count - len(models)
     while left > 0:
@@ -93,12 +97,10 @@ def enlarge(folder: Path, count: int) -> None:
             copy.write_text(rename(chapter.text))
             copies.append((chapter, copy))
             toc += f"      - file: {rename(chapter.docname)}\n"
-        for file in sorted((folder / "tests").glob("*/test_*.py")):
-            text = file.read_text()
-            if "pytest.mark.verifies" in text and file.parent.name != "book":
-                file.with_stem(f"{file.stem}{number}").write_text(
-                    rename(text)
-                )
+        for file in tests:
+            file.with_stem(f"{file.stem}{number}").write_text(
+                rename(file.read_text())
+            )
         number += 1
     file = folder / "_toc.yml"
     head, appendices, tail = file.read_text().partition(
@@ -236,7 +238,7 @@ def main() -> None:
         "--chapters", type=int, default=44, help="of the large book"
     )
     parser.add_argument(
-        "--no-pdf", action="store_true", help="leave out the print edition"
+        "--no-pdf", action="store_true", help="of the large book"
     )
     parser.add_argument(
         "--shared",
