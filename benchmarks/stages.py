@@ -21,7 +21,7 @@ from pathlib import Path
 
 from results import record
 
-from loom.book import Chapter, read
+from loom.book import Book, Chapter, read
 from loom.cache import Cache
 from loom.labels import labels
 from loom.notebook import executable
@@ -34,15 +34,16 @@ TEXT = """\
 # The stages of a build
 
 Seconds on the clock, and in brackets those of the processor, of whole commands on 2 cores,
-Python {python}, by `python benchmarks/stages.py`{shared}. The book of {large} chapters is
-made of copies of the {small}, with modules, labels and chapters renamed and outputs reused.
+Python {python}, by `python benchmarks/stages.py`{shared}.
+The book of {large} chapters is made of copies of the {small}, with modules, labels and chapters
+renamed and outputs reused.
 
 | stage | {small} chapters | {large} chapters |
 | --- | --: | --: |
 {rows}
 
 *One prose edit*: a paragraph more in one chapter, until its page or the PDF is there.
-†: the command ended with a complaint.
+†: the command ended with a complaint. –: not measured.
 """
 
 
@@ -55,15 +56,16 @@ def clone(folder: Path) -> None:
             shutil.copytree(ROOT / name, folder / name)
 
 
+def chapters(book: Book) -> list[Chapter]:
+    """The chapters proper: neither the first page nor an appendix."""
+    inner = [c for c in book.chapters if c.cells and c.path.count("/") > 1]
+    return [c for c in inner if not c.path.startswith("book/appendix/")]
+
+
 def enlarge(folder: Path, count: int) -> None:
     """Copy the chapters until there are so many."""
     book = read(folder)
-    models = [chapter for chapter in book.chapters if chapter.cells]
-    models = [
-        c
-        for c in models
-        if c.path.count("/") > 1 and "appendix" not in c.path
-    ]
+    models = chapters(book)
     paths = [d.path for d in tangle(book).definitions]
     owners = {d.path: d.chapter for d in tangle(book).definitions}
     known = labels(book)
@@ -252,27 +254,29 @@ def main() -> None:
         Timer(small).loom("make", "tangle", "run")
         shutil.copytree(small, large)
         enlarge(large, options.chapters)
-        found = [
-            measure(folder, not options.no_pdf) for folder in (small, large)
-        ]
-        count = (
-            sum(
-                c.path.count("/") > 1 for c in read(small).chapters if c.cells
-            )
-            - 1
-        )
+        found = [measure(small, True), measure(large, not options.no_pdf)]
+        count = len(chapters(read(small)))
+    write(found[0], found[1], count, options.chapters, options.shared)
+
+
+def write(
+    small: dict[str, str],
+    large: dict[str, str],
+    few: int,
+    many: int,
+    shared: bool,
+) -> None:
+    """Record the table; a dash stands for what was not measured."""
     rows = "\n".join(
-        f"| {name} | {found[0][name]} | {found[1][name]} |"
-        for name in found[0]
+        f"| {name} | {small[name]} | {large.get(name, '–')} |"
+        for name in small
     )
     record(
         TEXT.format(
             python=".".join(map(str, sys.version_info[:2])),
-            shared=", while others worked on the machine"
-            if options.shared
-            else "",
-            small=count,
-            large=options.chapters,
+            shared=" while others worked on the machine" * shared,
+            small=few,
+            large=many,
             rows=rows,
         )
     )
