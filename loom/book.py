@@ -22,6 +22,7 @@ OPTIONS = (*ROLES, "implements", "open", "tags", "mystnb")
 OPTION = re.compile(r":([A-Za-z_][\w-]*):(?:\s+(.*))?$")
 STRAY = re.compile(r"\s*:[A-Za-z_][\w-]*:")
 MODULE = re.compile(r"tangled(/(?!__)[a-z_][a-z0-9_]*)+\.py")
+PAGE = re.compile(r"[A-Za-z0-9._/-]+")  # also a part of names in notebooks, tests and addresses
 ENTRY = re.compile(r"\b(?:root|file):\s*['\"]?([^'\"\s,}#]+)")
 TITLE = re.compile(r" {0,3}#[ \t]+(?P<title>.*?)(?:[ \t]+#+)?[ \t]*$")
 CONFLICT = re.compile(r"(<{7}|>{7}|\|{7}) \S|={7}$")
@@ -256,6 +257,9 @@ def _pages(toc: Path) -> list[tuple[int, str, str]]:
         line = next(iter(places.get(name, ())), 1)
         if ".." in name or str(PurePosixPath(name)) != name or name.startswith("/"):
             raise Problems([Problem(toc.name, line, "B03", f"'{name}' is no path of this folder")])
+        if not PAGE.fullmatch(name):
+            sentence = f"'{name}' has more than letters without accents, digits and . _ - /"
+            raise Problems([Problem(toc.name, line, "B03", sentence)])
         if name in listed:
             line = places.get(name, [1])[-1]
             raise Problems([Problem(toc.name, line, "B03", f"{name} is listed twice")])

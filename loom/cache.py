@@ -12,6 +12,9 @@ from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from loom.errors import Problem, Problems
 
 if TYPE_CHECKING:
     from jupyter_cache.cache.main import JupyterCacheBase
@@ -21,8 +24,16 @@ __all__ = ["Cache", "heal", "place"]
 
 
 def place(root: Path) -> Path:
-    """The folder that `jupyter-book build .` keeps its cache in."""
-    return root.absolute() / "_build" / ".jupyter_cache"
+    """The folder that `jupyter-book build .` keeps its cache in.
+
+    Raises:
+        Problems: if jupyter-cache, which takes its path for a part of a URL, would miss it.
+    """
+    folder = root.absolute() / "_build" / ".jupyter_cache"
+    if "?" in str(folder) or unquote(str(folder)) != str(folder):
+        sentence = "jupyter-cache opens no folder with ? or % in its path: move the book"
+        raise Problems([Problem("_build", 1, "L31", sentence)])
+    return folder
 
 
 def heal(folder: Path) -> None:

@@ -34,6 +34,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         search,
         source,
         statements,
+        tidy,
     )
 
     block = (pages.visit_statement, pages.depart_division)
@@ -72,9 +73,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", downloads.button, priority=900)
     app.connect("html-page-context", contents.level, priority=900)
     app.connect("build-finished", downloads.write)
+    app.connect("build-finished", tidy.tidy)
     # The theme includes "../components/search-field.html", which is looked up from here first.
     app.config.templates_path = [str(Path(__file__).parent / "components")]
     stamp.connect(app)
     app.connect("config-inited", macros.share)
+    app.connect("doctree-read", macros.check)
     letters.settle()
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

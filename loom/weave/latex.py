@@ -6,6 +6,9 @@ agree by construction. The looks are in `book/_latex/signal.sty`.
 
 # mypy: disallow-subclassing-any=False
 
+from functools import cache
+from pathlib import Path
+
 from docutils import nodes
 from docutils.nodes import Element
 from sphinx.util.math import wrap_displaymath
@@ -14,9 +17,25 @@ from sphinx.writers.latex import LaTeXTranslator
 from loom.weave.docstrings import together
 from loom.weave.exercises import Answer, AnswerHead
 from loom.weave.folds import Provenance
-from loom.weave.statements import StatementTitle, number
+from loom.weave.lines import LINES, find, mark, separated
+from loom.weave.statements import Statement, StatementTitle, number
 
 __all__ = ["BookTranslator"]
+
+# Blocks that a message of TeX may be about, and those whose lines are lines in the LaTeX too.
+PLACED = (
+    nodes.paragraph,
+    nodes.title,
+    nodes.math_block,
+    nodes.literal_block,
+    nodes.table,
+    nodes.figure,
+    nodes.bullet_list,
+    nodes.enumerated_list,
+    nodes.Admonition,
+    Statement,
+)
+KEPT = (nodes.paragraph, nodes.math_block, nodes.literal_block)
 
 # Admonitions that have looks of their own; the class stands in the chapter.
 BOXES = ("prerequisites", "pitfall", "wrong", "correct", "erratum", "worked")
@@ -28,6 +47,39 @@ class BookTranslator(LaTeXTranslator):
     @property
     def docname(self) -> str:
         return str(self.curfilestack[-1])
+
+    # Places
+
+    waiting = ""  # the mark of a block that has written nothing yet
+
+    def dispatch_visit(self, node: nodes.Node) -> None:
+        """Mark what a block of a chapter becomes with its line there."""
+        # (MyST gives what stands in a table a line that is not its own.)
+        if isinstance(node, PLACED) and node.line and not isinstance(node.parent, nodes.entry):
+            # A table and the like has no source of its own, but what stands in it has.
+            source = next((n.rawsource for n in node.findall(Element) if n.rawsource), "")
+            first = find(source, self.chapter(self.docname), node.line)
+            more = node.astext().strip().count("\n") if isinstance(node, KEPT) else 0
+            self.waiting = mark(f"{self.docname}.md", first, more)
+        body, at = self.body, len(self.body)
+        try:
+            super().dispatch_visit(node)
+        finally:
+            # Before the text, as Sphinx looks at how the last piece ends.
+            if self.waiting and body[at:]:
+                body[at] = self.waiting + body[at]
+                self.waiting = ""
+
+    @cache  # noqa: B019  (there is one translator a build)
+    def chapter(self, docname: str) -> list[str]:
+        """The lines of a chapter."""
+        return Path(self.builder.env.doc2path(docname)).read_text("utf-8-sig").split("\n")
+
+    def astext(self) -> str:
+        """The LaTeX; the places of its marks are kept in a file."""
+        text, lines = separated(super().astext())
+        lines.save(Path(self.builder.outdir, LINES))
+        return text
 
     def number(self, counter: str, node: Element) -> str:
         return (

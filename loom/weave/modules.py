@@ -14,7 +14,7 @@ from loom.weave.provenance import anchor
 from loom.weave.results import outdated
 from loom.weave.source import source
 
-__all__ = ["pages"]
+__all__ = ["pages", "place"]
 
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -24,11 +24,16 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     for definition in tangled.definitions:
         definitions[definition.path].append(definition)
     for path, found in definitions.items():
-        name = f"code/{path.removesuffix('.py')}"
+        name = place(path)
         if Path(app.outdir, f"{name}.html").is_file() and not outdated(app, path):
             continue
         body = page(app, name, path, tangled.modules[path].text, found)
         yield name, {"title": path, "body": body, "parents": []}, "page.html"
+
+
+def place(path: str) -> str:
+    """The page of a module, by its name below the site, without suffix."""
+    return f"code/{path.removesuffix('.py')}"
 
 
 def page(app: Sphinx, name: str, path: str, text: str, definitions: list[Definition]) -> str:

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 from docutils.nodes import Element, Text
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 from loom.weave.dark import dark, width
 from loom.weave.docstrings import folded
+from loom.weave.panels import panels
 from loom.weave.statements import number
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
 
 # A word of code as Sphinx writes it, and where a line may break in it.
 PIECE = re.compile(r'(<span class="pre">)(.*)(</span>)', re.DOTALL)
+ALT = re.compile(r'\balt="[^"]*"')
+logger = logging.getLogger(__name__)
 JOINT = re.compile(r"(?<=\w)(?:[_./,(=\[]|-&gt;)(?=\w{2})")
 
 
@@ -117,6 +121,11 @@ class BookTranslator(HTML5Translator):
 
     def visit_image(self, node: Element) -> None:
         """Show a drawing in a frame that scrolls, in colours for the light and for the dark."""
+        if not node.get("alt", "").strip():
+            place: Element | None = node
+            while place is not None and not place.line:
+                place = place.parent
+            logger.warning("this figure has no alt text: say what is seen", location=place)
         source, uri = Path(self.builder.srcdir, node["uri"]), node["uri"]
         if uri not in self.builder.images or source.suffix != ".svg":
             super().visit_image(node)
@@ -126,14 +135,26 @@ class BookTranslator(HTML5Translator):
         folder = Path(self.builder.outdir, self.builder.imagedir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(dark(text), "utf-8")
-        classes = node["classes"]
-        self.body.append(f'<span class="picture" style="--natural: {width(text)}px">')
+        start, classes = len(self.body), node["classes"]
         node["classes"] = [*classes, "for-light"]
         super().visit_image(node)
         node["classes"] = [*classes, "for-dark"]
         node["uri"] = f"{self.builder.imgpath}/{name}"
         super().visit_image(node)
-        self.body.append("</span>")
+        self.body[start:] = [framed("".join(self.body[start:]), width(text), panels(text))]
+
+
+def framed(pictures: str, wide: int, parts: list[tuple[float, float]]) -> str:
+    """A drawing in its frame; of several panels each once more, for a page as narrow as one."""
+    stacked = ""
+    silent = ALT.sub('alt=""', pictures)
+    for n, (start, end) in enumerate(parts if len(parts) > 1 else ()):
+        place = f"--from: {start:.4f}; --share: {end - start:.4f}"
+        inside = silent if n else pictures
+        stacked += f'<span class="panel" style="{place}">{inside}</span>'
+    if stacked:
+        pictures = f'<span class="whole">{pictures}</span><span class="panels">{stacked}</span>'
+    return f'<span class="picture" style="--natural: {wide}px">{pictures}</span>'
 
 
 def breakable(piece: str) -> str:

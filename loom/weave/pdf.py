@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from loom.weave.lines import LINES, Lines
 from loom.weave.state import State, digest
 
 __all__ = ["NAME", "failure", "faults", "missing", "typeset"]
@@ -27,7 +28,6 @@ MULTIPLE = re.compile(r"LaTeX Warning: Label [`'](.*?)' multiply defined")
 MISSING = re.compile(r"Missing character: There is no (.*?) \((U\+\w+)\) in font ([^/:!]*)")
 OVERFULL = re.compile(r"Overfull \\hbox \(([\d.]+)pt too wide\)")
 AT = re.compile(r"(?:at lines? |on input line )(\d+)")
-DOCUMENT = re.compile(r"\\label\{\\detokenize\{(book/[^:}]+)")
 FAILED = re.compile(r"^! (.*?)\.?$.*?^l\.(\d+) (.*?)$", re.MULTILINE | re.DOTALL)
 
 
@@ -67,44 +67,46 @@ def run(folder: Path, options: tuple[str, ...]) -> int:
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
     log = (folder / f"{NAME}.log").read_text(encoding="utf-8", errors="replace")
     source = (folder / f"{NAME}.tex").read_text(encoding="utf-8").splitlines()
+    lines = Lines.load(folder / LINES)
     if result.returncode:
-        reason = failure(log, source) or result.stderr.decode(errors="replace").strip()[-300:]
-        print(f"_build/latex/{NAME}.tex: {reason}", file=sys.stderr)
+        reason = failure(log, lines) or result.stderr.decode(errors="replace").strip()[-300:]
+        print(reason, file=sys.stderr)
         return 1
-    found = list(dict.fromkeys(faults(log, source)))
+    found = list(dict.fromkeys(faults(log, source, lines)))
     for fault in found:
-        print(f"_build/latex/{NAME}.tex: {fault}", file=sys.stderr)
+        print(fault, file=sys.stderr)
     return 1 if found else 0
 
 
-def failure(log: str, source: list[str]) -> str:
-    """The error that ended the run, with what stood last before it; "" if there was none."""
+def failure(log: str, lines: Lines) -> str:
+    """The error that ended the run, with its place and what stood last before it; "" if none."""
     if not (error := FAILED.search(log)):
         return ""
-    number = int(error[2])
-    return f"{chapter(source, number)}, line {number}, {error[1]}: {error[3].strip()}"
+    return f"{lines.at(int(error[2]))}: {error[1]}: {error[3].strip()}"
 
 
-def faults(log: str, source: list[str]) -> Iterator[str]:
+def faults(log: str, source: list[str], lines: Lines) -> Iterator[str]:
     """What would be wrong on paper, one line each."""
     for line in log.splitlines():
+        place = AT.search(line)
+        number = int(place[1]) if place else 0
         if match := MISSING.search(line):
-            yield f"the font {match[3].strip()} has no {match[1]} ({match[2]})"
+            said = f"the font {match[3].strip()} has no {match[1]} ({match[2]})"
+            yield f"{everywhere(match[1], source, lines)}: {said}"
         elif match := UNDEFINED.search(line):
-            yield f"the reference to '{match[1]}' leads nowhere"
+            yield f"{lines.at(number)}: the reference to '{match[1]}' leads nowhere"
         elif match := MULTIPLE.search(line):
-            yield f"the label '{match[1]}' stands twice"
+            places = everywhere(f"\\label{{\\detokenize{{{match[1]}}}}}", source, lines)
+            yield f"{places}: the label '{match[1]}' stands twice"
         elif (match := OVERFULL.search(line)) and float(match[1]) > WIDEST:
-            place = AT.search(line)
-            number = int(place[1]) if place else 0
             width = f"sticks out by {float(match[1]):.0f} pt"
-            yield f"{chapter(source, number)}, line {number}, {width}: {quote(source, number)}"
+            yield f"{lines.at(number)}: {width}: {quote(source, number)}"
 
 
-def chapter(source: list[str], number: int) -> str:
-    """The document that a line of the LaTeX file comes from, by the last label before it."""
-    before = (DOCUMENT.search(line) for line in reversed(source[:number]))
-    return next((match[1] for match in before if match), "the first pages")
+def everywhere(words: str, source: list[str], lines: Lines) -> str:
+    """Where words stand that TeX complains of without a place."""
+    places = (lines.at(number) for number, line in enumerate(source, 1) if words in line)
+    return ", ".join(dict.fromkeys(places)) or "somewhere"
 
 
 def quote(source: list[str], number: int) -> str:

@@ -6,6 +6,7 @@ code elsewhere implements its theorem, a test of it ran, or what it refers to ha
 
 # mypy: disallow-subclassing-any=False
 
+from collections import defaultdict
 from typing import cast
 
 from docutils import nodes
@@ -79,10 +80,14 @@ def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
         return []
     loaded = source(app)
     places = {name: locate(env, name) for name in labelled(env)}
+    labels: dict[str, list[str]] = defaultdict(list)
+    for name, place in places.items():
+        if place:
+            labels[place.docname].append(name)
+    side = titles(env)
     now: dict[str, str] = {}
     for docname in env.found_docs:
         cells = sorted(loaded.notes.cells.get(docname, {}).items())
-        here = [name for name, place in places.items() if place and place.docname == docname]
         targets = referred(env).get(docname, set()) | {
             part.name
             for _, uses in cells
@@ -94,15 +99,17 @@ def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
             targets |= {name for name in places if name.startswith("ex-")}
         written = (
             cells,
-            [loaded.notes.standing(name, passed(env)) for name in here],
+            [loaded.notes.standing(name, passed(env)) for name in labels[docname]],
             [(target, locate(env, target)) for target in sorted(targets)],
-            (loaded.results.facts, places, titles(env)) if LISTED in targets else None,
+            (loaded.results.facts, places) if LISTED in targets else None,
+            side,
         )
         now[docname] = repr(written)
-    side = titles(env)
+    ends: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
+    for d in loaded.tangled.definitions:
+        ends[d.path].append((d.name, d.chapter, d.first))
     for path, module in loaded.tangled.modules.items():
-        ends = [(d.name, d.chapter, d.first) for d in loaded.tangled.definitions if d.path == path]
-        now[path] = repr((module.text, ends, side))
+        now[path] = repr((module.text, ends[path], side))
     before = getattr(env, "weave_written", {})
     env.weave_written = now
     app.loom_outdated = {name for name in now if before.get(name) != now[name]}

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,6 +107,104 @@ class SmallBook:
         return out + err
 
 
+WOVEN = """\
+---
+jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
+kernelspec: {{name: python3, display_name: Python 3, language: python}}
+tangle: part/{name}.py
+---
+# Chapter {name}
+
+Words.
+
+```{{math}}
+:label: eq-{name}
+a = b
+```
+
+```{{code-cell}} python
+:tangle:
+:implements: eq-{name}
+
+def {name}() -> int:
+    \"\"\"Return one.\"\"\"
+    return 1
+```
+"""
+TOC = """\
+format: jb-book
+root: book/index
+parts:
+  - caption: Part
+    numbered: 2
+    chapters:
+"""
+
+
+class Woven:
+    """Chapters of one tangled cell each, and the command that weaves them."""
+
+    def __init__(self, root, capsys):
+        self.root, self.html, self.capsys = root, root / "_build/html", capsys
+        (root / "book/part").mkdir(parents=True)
+        shutil.copytree(
+            ROOT / "book/_static",
+            root / "book/_static",
+            ignore=shutil.ignore_patterns("mathjax"),
+        )
+        shutil.copytree(ROOT / "book/_latex", root / "book/_latex")
+        shutil.copy(ROOT / "_config.yml", root)
+        self.write("book/index.md", "# A small book\n")
+        self.write("book/references.bib", "")
+        self.chapters("one", "two")
+
+    def write(self, name, text):
+        (self.root / name).write_text(text)
+
+    def chapters(self, *names):
+        for name in names:
+            if not (self.root / f"book/part/{name}.md").exists():
+                self.write(f"book/part/{name}.md", WOVEN.format(name=name))
+        files = "".join(f"      - file: book/part/{name}\n" for name in names)
+        self.write("_toc.yml", TOC + files)
+
+    def append(self, text, name="one"):
+        with (self.root / f"book/part/{name}.md").open("a") as file:
+            file.write(text)
+
+    def loom(self, *verbs):
+        """Status, standard output and standard error of commands, up to the first that fails."""
+        self.capsys.readouterr()
+        status = 0
+        for verb in verbs or ("html",):
+            status = status or main(["-C", str(self.root), verb])
+        out, err = self.capsys.readouterr()
+        return status, out, err
+
+    def built(self, *verbs):
+        """Build without a complaint; what was said."""
+        status, out, err = self.loom(*verbs)
+        assert (status, err) == (0, ""), err
+        return out
+
+    def refused(self, verb="html"):
+        """Build, which fails; what was said."""
+        status, _, err = self.loom(verb)
+        assert status == 1
+        return err
+
+    def start(self, **options):
+        return subprocess.Popen(
+            [sys.executable, "-m", "loom", "html"],
+            cwd=self.root,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+
 @pytest.fixture
 def small_book(tmp_path: Path) -> SmallBook:
     return SmallBook(tmp_path / "book-of-tests")
@@ -128,3 +227,9 @@ def alive() -> Callable[[str], list[int]]:
         return found
 
     return find
+
+
+@pytest.fixture
+def woven(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return Woven(tmp_path / "book", capsys)

@@ -81,3 +81,6 @@ def test_an_edit_writes_the_pages_that_say_something_else(site):
     assert not {"plain", "b"} & pages
     module = site.root / "_build/html/code/tangled/sums/a.html"
     assert "Give a" in module.read_text()
+    title = changed(site, "# a", "# The first")
+    every = {"a", "b", "index", "package", "results", "plain"}
+    assert every <= title  # the list of chapters stands on each page

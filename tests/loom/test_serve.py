@@ -49,6 +49,21 @@ def test_an_edited_paragraph_appears(small_book: Any) -> None:
         after = until(page, "Other prose.")
     finally:
         server.send_signal(signal.SIGINT)
-        server.communicate(timeout=30)
+        _, err = server.communicate(timeout=30)
+    assert server.returncode == 130
+    assert "Traceback" not in err
     made = r"made at (\d+)"
     assert re.search(made, before)[1] == re.search(made, after)[1]
+
+
+def test_a_port_that_is_taken_is_one_sentence(small_book: Any) -> None:
+    small_book.chapters(a=[])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        server = small_book.start("-m", "loom", "serve", "--port", port)
+        out, err = server.communicate(timeout=60)
+    assert (server.returncode, out) == (1, "")
+    assert err.startswith(f"port {port} is not free (")
+    assert err.count("\n") == 1

@@ -32,6 +32,19 @@ SCROLLS = """() => {
   const wide = boxes.filter(box => box.scrollWidth > box.clientWidth + 2);
   return [wide.length, wide.filter(box => box.dataset.more === "right").length];
 }"""
+# Of a drawing in panels: how far it scrolls, how many of its panels and of its whole are seen, and
+# by how much the widths of the panels differ from those that they have in print.
+STACKED = """() => [...document.querySelectorAll(".picture:has(.panels)")]
+  .filter(picture => picture.checkVisibility()).map(picture => {
+    const seen = (nodes) => [...nodes].filter(node => node.getClientRects().length);
+    const panels = seen(picture.querySelectorAll(".panel"));
+    const natural = parseFloat(picture.style.getPropertyValue("--natural"));
+    const room = picture.clientWidth;
+    const off = panels.map(panel => panel.getBoundingClientRect().width
+      - Math.min(room, natural * panel.style.getPropertyValue("--share")));
+    return [picture.scrollWidth - room, panels.length, seen(picture.querySelectorAll("img")).length,
+            Math.max(...off.map(Math.abs))];
+  })"""
 # White space above and below each formula between two paragraphs, from text to text.
 ROOM = """() => [...document.querySelectorAll("p + div.math:not(.nowrap) + p")].map(below => {
   const formula = below.previousElementSibling, above = formula.previousElementSibling;
@@ -57,6 +70,7 @@ class Seen:
     themes: dict[tuple[int, str], str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     scrolls: list[int] = field(default_factory=list)
+    stacked: list[list[float]] = field(default_factory=list)
     drawings: dict[str, list] = field(default_factory=dict)
     read: float | None = None
 
@@ -120,6 +134,7 @@ def tour(site, address, browser):
             seen.broken = page.evaluate(BROKEN)
             page.evaluate("() => new Promise(requestAnimationFrame)")
             seen.scrolls = page.evaluate(SCROLLS)
+            seen.stacked = page.evaluate(STACKED)
         seen.wrong, wrong[:] = list(wrong), []
     context.close()
     return tour
@@ -165,6 +180,16 @@ def test_what_scrolls_shows_that_it_does(tour):
     assert all(count == hinted for count, hinted in wide), wide
 
 
+def test_the_panels_of_a_drawing_stand_below_each_other(tour):
+    """At 390 px they are as large as in print, and nothing scrolls."""
+    stacked = [drawing for seen in tour.values() for drawing in seen.stacked]
+    assert len(stacked) > 3
+    for scrolls, panels, images, off in stacked:
+        assert scrolls <= 0
+        assert panels == images >= 2
+        assert off < 1
+
+
 def test_a_formula_has_as_much_room_above_as_below(tour):
     rooms = [room for seen in tour.values() for room in seen.room]
     assert rooms
@@ -184,7 +209,8 @@ def test_drawings_are_in_the_colours_of_their_theme_and_unfiltered(tour):
     for path, page in tour.items():
         for theme, pictures in page.drawings.items():
             for shown in pictures:
-                assert shown == [[theme == "dark", True, "none"]], path
+                each = {tuple(image) for image in shown}
+                assert each == {(theme == "dark", True, "none")}, path
                 seen += 1
     assert seen
 

@@ -49,7 +49,8 @@ def test_every_picture_is_described(site):
     pictures = [
         (p, i)
         for p, page in site.written.items()
-        for i in page.select("article img")
+        # Of a drawing whose panels are stacked, the first has the text of all.
+        for i in page.select("article img:not(.panel + .panel img)")
     ]
     assert pictures
     for path, picture in pictures:
