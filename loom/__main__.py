@@ -137,8 +137,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        path = os.path.relpath(error.filename, root) if error.filename else "_build"
-        print(Problem(path, 1, "L31", f"this cannot be written: {error.strerror}"), file=sys.stderr)
+        path = os.path.relpath(str(error.filename), root) if error.filename else "_build"
+        print(
+            Problem(path, 1, "L31", f"this cannot be read or written: {error.strerror}"),
+            file=sys.stderr,
+        )
         return 1
     finally:
         gc.enable()

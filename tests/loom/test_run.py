@@ -278,7 +278,7 @@ def test_what_cannot_be_written_is_one_sentence(
     status, _, err = small_book.run()
     assert status == 1
     assert err.endswith(
-        "L31 this cannot be written: No space left on device\n"
+        "L31 this cannot be read or written: No space left on device\n"
     )
     assert err.count("\n") == 1
 
