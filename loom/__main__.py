@@ -1,13 +1,18 @@
 """The command `loom`."""
 
 import argparse
+import errno
 import gc
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from loom.errors import Problems
+from loom.errors import INTERRUPTED, Problem, Problems
+
+# Of what the machine refuses, what an author can mend: room, or permissions.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 DESCRIPTION = """\
 Compile the book of this folder. The chapters that _toc.yml lists are the source;
@@ -59,6 +64,13 @@ def _call(name: str, *arguments: Any, **options: Any) -> int:
     return status
 
 
+def _positive(text: str) -> int:
+    """A number of lanes."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of chapters from 1 on")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of loom."""
     main = argparse.ArgumentParser(prog="loom", description=DESCRIPTION)
@@ -73,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("place", metavar="FILE:LINE", help="of a module or of a chapter")
     run = verbs.add_parser("run", help="execute the chapters", description=RUN)
     run.add_argument("chapters", nargs="*", metavar="CHAPTER", help="only these, book/part/name.md")
-    run.add_argument("--lanes", type=int, default=2, metavar="N", help="chapters at a time (2)")
+    run.add_argument(
+        "--lanes", type=_positive, default=2, metavar="N", help="chapters at a time (2)"
+    )
     run.add_argument("--force", action="store_true", help="run even what is in the cache")
     for verb, (text, _) in BUILDS.items():
         verbs.add_parser(verb, help=text, description=text)
@@ -87,7 +101,11 @@ def parser() -> argparse.ArgumentParser:
 
 def command() -> int:
     """What the shell calls."""
-    status = main()
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
     # What is left is not worth collecting when all of it goes.
     gc.freeze()
     return status
@@ -115,6 +133,15 @@ def main(arguments: list[str] | None = None) -> int:
         return _package(root, options)
     except Problems as problems:
         print(problems, file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        path = os.path.relpath(str(error.filename), root) if error.filename else "_build"
+        print(
+            Problem(path, 1, "L31", f"this cannot be read or written: {error.strerror}"),
+            file=sys.stderr,
+        )
         return 1
     finally:
         gc.enable()

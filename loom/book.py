@@ -456,7 +456,7 @@ def _cell(chapter: Chapter, index: int, block: Block, lines: list[str]) -> Cell:
         raise refuse(block.line, "B06", NESTED)
     above, code = halves(lines, block)
     body = tuple(Line(lines[number - 1], number) for number in code)
-    if not block.closed or any(line.text.startswith(f"{block.mark}{{{CELL}") for line in body):
+    if not block.closed or any(line.text.startswith(f"{block.mark}{{") for line in body):
         raise refuse(block.line, "B07", OPEN)
     options: dict[str, Any] = {}
     if above and lines[above[0] - 1].strip() == "---":

@@ -19,9 +19,12 @@ COMMAND = """\
 #!{python}
 import sys
 
-from loom.__main__ import command
+try:
+    from loom.__main__ import command
 
-sys.exit(command())
+    sys.exit(command())
+except KeyboardInterrupt:
+    sys.exit(130)
 """
 
 

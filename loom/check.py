@@ -15,6 +15,7 @@ __all__ = ["check", "main"]
 
 ANSWERS = ("solution", "solution-start", "hint")
 NUMBERS_DIFFER = re.compile(r"\\begin\{(align|gather|multline|flalign|alignat|eqnarray)\}")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 BREAKS_IN_PRINT = re.compile(r"\[[^\]]*\]\(#(eq|thm|lem|prop|cor|def|alg|fig)-")
 
 
@@ -52,6 +53,9 @@ def _unnamed(chapter: Chapter, known: Mapping[str, Label]) -> Iterator[Problem]:
 def _lint(chapter: Chapter) -> Iterator[Problem]:
     """Markup that builds without a warning and is wrong all the same."""
     for number, text in enumerate(chapter.text.split("\n"), 1):
+        if match := CONTROL.search(text):
+            sentence = f"a control character, {match[0]!r}, in column {match.start() + 1}"
+            yield Problem(chapter.path, number, "L35", sentence)
         if number in chapter.shown:
             continue
         if match := NUMBERS_DIFFER.search(text):

@@ -102,6 +102,14 @@ async def _run(
     def failure(line: int, code: str, sentence: str, detail: str = "") -> Failure:
         return Failure(Problem(chapter.path, line, code, sentence), detail)
 
+    left = False
+
+    def replied(execute_reply: dict[str, Any], **_: object) -> None:
+        nonlocal left
+        payload = execute_reply["content"].get("payload", ())
+        left = any(item.get("source") == "ask_exit" for item in payload)
+
+    client.on_cell_executed = replied
     try:
         await client.async_execute_cell(node, index, execution_count=count)
     except CellExecutionError as error:
@@ -117,6 +125,8 @@ async def _run(
         raise failure(cell.line, "R03", sentence) from None
     except DeadKernelError:
         raise failure(cell.line, "R04", "the kernel died in this cell (out of memory?)") from None
+    if left:
+        raise failure(cell.line, "R01", "SystemExit: this cell calls exit() or quit()")
     node.outputs = _joined(node.outputs)
     if (size := sum(len(text) for text in _texts(node))) > LONGEST:
         sentence = f"this cell prints {size:,} characters, more than {LONGEST:,}: print less"

@@ -54,6 +54,8 @@ def _added(draft: Draft, piece: Piece) -> Iterator[Problem]:
         for name in set(piece.names) & set(other.names):
             where = f"{other.cell.chapter.path}:{other.first}"
             sentence = f"'{name}' is already defined at {where}"
+            if any("overload" in ast.unparse(d) for d in getattr(other.node, "decorator_list", ())):
+                sentence += ": a name has one definition, so write a union, not overloads"
             yield problem(piece.cell, piece.first, "L05", sentence)
         if piece.kind == other.kind == "guard":
             sentence = f"'{draft.path}' has its '__main__' guard already"

@@ -41,10 +41,12 @@ class Uses:
     """The names that a piece reads from its module, each with the chapter line of the first use.
 
     `early` are those read when the module is imported: decorators, bases, defaults, annotations.
+    `quoted` stand in strings that may be types or not: `cast("Any", x)`, `Float[Tensor, "B"]`.
     """
 
     names: dict[str, int]
     early: dict[str, int]
+    quoted: dict[str, int]
 
 
 @dataclass
@@ -53,12 +55,14 @@ class Scope:
 
     `defined` maps names of tangled definitions to their module, `imported` names to the imports
     that bind them, `local` names that only cells which are not tangled define to their line.
+    `starred` are the lines of imports that do not say what they import.
     """
 
     chapter: Chapter
     defined: dict[str, str] = field(default_factory=dict)
     imported: dict[str, dict[Import, int]] = field(default_factory=dict)
     local: dict[str, int] = field(default_factory=dict)
+    starred: list[int] = field(default_factory=list)
 
     def knows(self, name: str) -> bool:
         """Tell whether any cell of the chapter gives a name its meaning."""
@@ -81,8 +85,9 @@ def uses(piece: Piece) -> Uses:
         if isinstance(node, ast.ClassDef):
             read |= _read_before_bound(node, names)
     lines: dict[str, int] = {}
+    quoted: dict[str, int] = {}
 
-    def enter(name: str, node: ast.AST) -> None:
+    def enter(name: str, node: ast.AST, lines: dict[str, int] = lines) -> None:
         line = source[getattr(node, "lineno", 1) - 1].number
         lines[name] = min(line, lines.get(name, line))
 
@@ -91,10 +96,22 @@ def uses(piece: Piece) -> Uses:
             if inner.id in read:
                 enter(inner.id, inner)
         elif isinstance(inner, ast.arg | ast.AnnAssign | ast.FunctionDef | ast.AsyncFunctionDef):
-            for name in _quoted(inner):
-                enter(name, inner)
+            for annotation in (getattr(inner, "annotation", None), getattr(inner, "returns", None)):
+                for name in _quoted(annotation):
+                    enter(name, inner)
+                for part in _walk(annotation) if annotation else ():
+                    for name in _quoted(part):
+                        enter(name, inner, quoted)
+        elif isinstance(inner, ast.Call) and inner.args and _called(inner) == "cast":
+            for name in _quoted(inner.args[0]):
+                enter(name, inner, quoted)
     early = {node.id for node in _early(tree) if node.id in read}
-    return Uses(lines, {name: lines[name] for name in sorted(early)})
+    return Uses(lines, {name: lines[name] for name in sorted(early)}, quoted)
+
+
+def _called(node: ast.Call) -> str:
+    """The last name of what is called."""
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -137,14 +154,12 @@ def _read_before_bound(node: ast.ClassDef, table: symtable.SymbolTable) -> set[s
     return found
 
 
-def _quoted(node: ast.AST) -> Iterator[str]:
+def _quoted(node: ast.AST | None) -> Iterator[str]:
     """Names in an annotation that is wholly a string, such as `-> "Schedule"`."""
-    annotations = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-    for annotation in annotations:
-        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-            with contextlib.suppress(SyntaxError):
-                inner = ast.parse(annotation.value, mode="eval")
-                yield from (n.id for n in ast.walk(inner) if isinstance(n, ast.Name))
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        with contextlib.suppress(SyntaxError):
+            inner = ast.parse(node.value, mode="eval")
+            yield from (n.id for n in ast.walk(inner) if isinstance(n, ast.Name))
 
 
 def _early(node: ast.AST) -> Iterator[ast.Name]:
@@ -181,7 +196,12 @@ def scopes(book: Book, pieces: dict[str, list[Piece]]) -> tuple[dict[str, Scope]
         scope = found[cell.chapter.path]
         statements, names = _top_level(cell)
         for statement, line in statements:
-            if isinstance(statement, ast.Import | ast.ImportFrom):
+            if isinstance(statement, ast.ImportFrom) and statement.level:
+                sentence = "a chapter imports by absolute names"
+                problems.append(problem(cell, line, "L03", sentence))
+            elif isinstance(statement, ast.Import | ast.ImportFrom):
+                if any(alias.name == "*" for alias in statement.names):
+                    scope.starred.append(line)
                 for entry in _imports(statement):
                     problems += _imported(cell, scope, aliases, entry, line)
             elif cell.kind == "run":

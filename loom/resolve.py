@@ -1,5 +1,6 @@
 """Find the imports that each module needs, and refuse names that a reader could not resolve."""
 
+import difflib
 import graphlib
 import re
 from collections.abc import Iterator
@@ -48,7 +49,10 @@ def _misplaced(chapter: Chapter, entry: Import, draft: Draft | None, named: bool
         return f"no chapter tangles '{entry.module}'"
     relevant = [p for p in draft.pieces if not (entry.name and named) or entry.name in p.names]
     if not relevant:
-        return f"no chapter defines '{entry.name}' in {draft.path}"
+        names = [name for piece in draft.pieces for name in piece.names]
+        near = difflib.get_close_matches(entry.name, names, n=1)
+        renamed = f": is it '{near[0]}' now?" if near else ""
+        return f"no chapter defines '{entry.name}' in {draft.path}{renamed}"
     if any(piece.cell.chapter.path == chapter.path for piece in relevant):
         return f"this chapter itself defines '{entry.name or entry.module}'"
     return None
@@ -66,7 +70,9 @@ def resolve(
     for index, piece in enumerate(draft.pieces):
         scope = found[piece.cell.chapter.path]
         used = uses(piece)
-        for name, line in used.names.items():
+        known = (scope.imported.keys() | scope.defined.keys()) - own.keys()
+        types = {name: line for name, line in used.quoted.items() if name in known}
+        for name, line in (types | used.names).items():
             if name in own:
                 yield from _misread(draft, draft.pieces[own[name]], piece, scope, name, line)
                 yield from _too_early(draft, piece, used, name, own[name], index)
@@ -144,6 +150,8 @@ def _unknown(name: str, draft: Draft, scope: Scope) -> str:
         return f"'{name}' is defined in {scope.defined[name]}, which the package does not have"
     if name in scope.local:
         return f"'{name}' comes from line {scope.local[name]}, a cell that is not tangled"
+    if scope.starred:
+        return f"'{name}' may come from '*' on line {scope.starred[0]}: import it by name"
     return f"'{name}' is neither defined in {draft.path} nor imported by this chapter"
 
 

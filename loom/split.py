@@ -138,6 +138,7 @@ def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             new.append(Piece(node.name, "function", cell, statement.lines, (("", cell),), node))
         elif (names := assigned(node)) and "__all__" not in names:
+            problems += _refused_walrus(cell, node)
             name = ",".join(names)
             new.append(Piece(name, "constant", cell, statement.lines, (("", cell),), node))
         elif is_guard(node):
@@ -145,6 +146,8 @@ def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
         else:
             line = cell.lines[node.lineno - 1].number
             sentence = "a tangled cell holds definitions, constants and imports, nothing else"
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                sentence = "import without 'if TYPE_CHECKING': a module imports what its code uses"
             problems.append(problem(cell, line, "L03", sentence))
     if cell.implements and len(new) + sum(len(p.members) for p in more) != 1:
         sentence = "a cell that implements a label holds exactly one definition"
@@ -173,6 +176,15 @@ def assigned(node: ast.stmt) -> list[str]:
             return []
         names += [part.id for part in parts if isinstance(part, ast.Name)]
     return list(dict.fromkeys(names))
+
+
+def _refused_walrus(cell: Cell, node: ast.stmt) -> Iterator[Problem]:
+    """A constant within another, which no other cell would find."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.NamedExpr) and inner.target.id in table(cell).get_identifiers():
+            name, line = inner.target.id, cell.lines[inner.lineno - 1].number
+            sentence = f"a module defines no names by ':=': write '{name} = ...' on its own line"
+            yield problem(cell, line, "L03", sentence)
 
 
 def is_guard(node: ast.stmt) -> bool:
@@ -278,8 +290,6 @@ def _refused_import(
     if isinstance(node, ast.ImportFrom):
         if any(alias.name == "*" for alias in node.names):
             return [problem(cell, line, "L03", "a tangled cell imports names, not '*'")]
-        if node.level:
-            return [problem(cell, line, "L03", "a chapter imports by absolute names")]
         if node.module == "__future__":
             return [
                 problem(cell, line, "L03", "'from __future__' would change the rest of the module")

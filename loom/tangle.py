@@ -1,11 +1,13 @@
 """Tangle: the cells of the chapters become the modules of the package and the book's own tests."""
 
 import ast
+import json
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from loom.book import Book, Cell
 from loom.errors import Problem, Problems
@@ -19,6 +21,19 @@ from loom.resolve import cycles, layers, misplaced_imports, resolve
 from loom.split import Piece, problem
 
 __all__ = ["Definition", "Module", "Tangled", "tangle"]
+
+
+VERSION = """
+
+
+def __getattr__(name: str) -> str:
+    \"\"\"Return `__version__`, looked up in the installation when it is asked for.\"\"\"
+    if name != "__version__":
+        raise AttributeError(f"module 'tangled' has no attribute '{name}'")
+    from importlib.metadata import version
+
+    return version(NAME)
+"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,7 @@ def tangle(book: Book) -> Tangled:
     """
     problems: list[Problem] = []
     drafts = collect(book, problems)
+    whole = not problems
     known = labels(book)
     for cell in book.cells():
         for label in (*cell.implements, *cell.verifies, *cell.refutes):
@@ -86,7 +102,8 @@ def tangle(book: Book) -> Tangled:
                 problems.append(problem(cell, cell.line, "L14", sentence))
     found, ambiguous = scopes(book, {path: draft.pieces for path, draft in drafts.items()})
     problems += ambiguous
-    problems += misplaced_imports(book, drafts, found)
+    if whole:  # else what seems missing may stand in a cell that could not be read
+        problems += misplaced_imports(book, drafts, found)
     problems += _hidden(drafts)
     if problems:
         raise Problems(problems)
@@ -158,14 +175,20 @@ def _packages(book: Book, drafts: dict[str, Draft]) -> dict[str, Module]:
             made.setdefault(f"{folder}/__init__.py", _quoted(head))
     if made:
         root = book.chapters[0].title
-        made["tangled/__init__.py"] = _quoted(
-            f"{root}: the code of the book, tangled from its chapters."
-        )
+        head = _quoted(f"{root}: the code of the book, tangled from its chapters.")
+        made["tangled/__init__.py"] = head + _version(book.root)
         made["tangled/py.typed"] = ""
     return {
-        path: Module(path, tuple(Placed(line) for line in text.split("\n") if line))
+        path: Module(path, tuple(Placed(line) for line in text.splitlines()))
         for path, text in made.items()
     }
+
+
+def _version(root: Path) -> str:
+    """Code for `tangled.__version__`, if `pyproject.toml` says what the package is called."""
+    file = root / "pyproject.toml"
+    project = tomllib.loads(file.read_text("utf-8")).get("project", {}) if file.is_file() else {}
+    return VERSION.replace("NAME", json.dumps(project["name"])) if "name" in project else ""
 
 
 def _definitions(module: Module, draft: Draft) -> Iterator[Definition]:

@@ -9,6 +9,7 @@ so that after an interruption loom still knows its own files.
 
 import difflib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -27,6 +28,8 @@ NEXT = Path("_build/loom/next")
 # The folders in which every file is loom's.
 OWNED = ("tangled", "tests/book")
 UNKNOWN = "neither git nor _build/ tells what loom wrote here: delete the file to have it made anew"
+# The chapters that a module's docstring names.
+SOURCE = re.compile(r"\bbook/\S+\.md\b")
 # How the names of files begin that wait beside their places.
 STAGED = ".loom-"
 
@@ -80,6 +83,9 @@ def write(
         _store(root, new)
     except OSError as error:
         raise Problems([_unwritable(NEXT.as_posix(), error)]) from None
+    for path in gone:
+        for sentence in _farewell(book, path, on_disk[path]):
+            print(sentence)
     _replace(root, {**chapters, **new}, gone)
     settle(root)
     for path in gone:
@@ -87,6 +93,18 @@ def write(
     for path in set(_files(root / LAST)) - set(wanted):
         (root / LAST / path).unlink()
     return [*chapters, *changed]
+
+
+def _farewell(book: Book, path: str, disk: bytes) -> Iterator[str]:
+    """What is said before a file is deleted: which, and what prose still links to its chapter."""
+    yield f"{path} is deleted: no chapter makes it any more"
+    listed = {chapter.path for chapter in book.chapters}
+    for source in SOURCE.findall(disk.decode(errors="replace").partition("__all__")[0]):
+        name = PurePosixPath(source).name
+        for chapter in book.chapters if source not in listed else ():
+            for number, line in enumerate(chapter.text.split("\n"), 1):
+                if re.search(rf"\]\([^)\s]*\b{re.escape(name)}\b", line):
+                    yield f"{chapter.path}:{number}: this links to {source}, which is not listed"
 
 
 def drift(book: Book, tangled: Tangled) -> tuple[list[Problem], str]:
@@ -230,12 +248,18 @@ def _files(folder: Path) -> Iterator[str]:
 
 def owned(root: Path) -> dict[str, bytes]:
     """What stands in the folders in which every file is loom's."""
-    return {
-        f"{folder}/{name}": (root / folder / name).read_bytes()
-        for folder in OWNED
-        for name in _files(root / folder)
-        if not name.rsplit("/", 1)[-1].startswith(STAGED)
-    }
+    found: dict[str, bytes] = {}
+    for folder in OWNED:
+        for name in _files(root / folder):
+            path = f"{folder}/{name}"
+            if name.rsplit("/", 1)[-1].startswith(STAGED):
+                continue
+            try:
+                found[path] = (root / path).read_bytes()
+            except OSError as error:
+                sentence = f"this file cannot be read: {error.strerror}"
+                raise Problems([Problem(path, 1, "L31", sentence)]) from None
+    return found
 
 
 def edited(root: Path, path: str, disk: bytes) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from hypothesis import settings
 
 from loom.__main__ import main
 
+# Started in the background, pytest would pass to its children that they ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # `pytest tests/loom/test_sync_random.py --hypothesis-profile thorough`
 settings.register_profile("thorough", max_examples=10_000)
 ROOT = Path(__file__).parents[2]

@@ -54,6 +54,14 @@ def check(
         ("$$\n\\begin{align*}\nx\n\\end{align*}\n$$\n", ""),
         ("See [this](#eq-one).\n", "breaks in print"),
         (
+            "One.\n\n$\frac12 + \theta$\n",
+            "a.md:10: L35 a control character, '\\x0c', in column 2",
+        ),
+        (
+            "```{code-cell} python\nx = 1\t# a tab\n```\n",
+            "L35 a control character, '\\t', in column 6",
+        ),
+        (
             THEOREM.replace(":label: thm-one\n\n", ""),
             "L29 this theorem has no ':label:'",
         ),

@@ -8,7 +8,7 @@ import time
 import nbformat
 import pytest
 
-from loom.__main__ import main
+from loom.__main__ import command, main
 from loom.cache import Cache, heal
 from loom.digest import digest
 from loom.notebook import executable
@@ -189,6 +189,11 @@ FAILURES = {
         "import os",
         "R04 the kernel died in this cell",
     ),
+    "a cell that leaves": (
+        ["x = 1", "exit()", "y = 2"],
+        "exit()",
+        "R01 SystemExit: this cell calls exit()",
+    ),
     "ten megabytes in one line": (
         ["x = 1", "print('x' * 10_000_000)"],
         "print(",
@@ -203,7 +208,10 @@ def test_a_failure_names_chapter_and_line(small_book, case):
     small_book.chapters(a=cells)
     text = (small_book.root / "book/a.md").read_text()
     line = text[: text.rindex(code)].count("\n") + 1
-    if sentence[:3] in ("R04", "R05", "R07") or case == "standard error":
+    if sentence[:3] in ("R04", "R05", "R07") or case in (
+        "standard error",
+        "a cell that leaves",
+    ):
         fences = text[: text.rindex(code)].rindex("```{code-cell}")
         line = text[:fences].count("\n") + 1
     status, out, err = small_book.run()
@@ -256,6 +264,38 @@ def test_errors_and_warnings_shown_on_purpose_do_not_fail(small_book):
         ]
     )
     assert small_book.run()[0] == 0
+
+
+def test_what_cannot_be_written_is_one_sentence(
+    small_book, monkeypatch, capsys
+):
+    small_book.chapters(a=["x = 1"])
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "/_build/x")
+
+    monkeypatch.setattr("loom.run.save", full)
+    status, _, err = small_book.run()
+    assert status == 1
+    assert err.endswith(
+        "L31 this cannot be read or written: No space left on device\n"
+    )
+    assert err.count("\n") == 1
+
+
+def test_no_lanes_are_refused(small_book, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["-C", str(small_book.root), "run", "--lanes", "0"])
+    assert "no number of chapters from 1 on" in capsys.readouterr().err
+
+
+def test_an_interruption_is_quiet(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loom.__main__.main", interrupt)
+    assert command() == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,82 @@ def test_a_module_that_lost_its_chapter_goes(root: Path) -> None:
     assert not (root / "tangled/diffusion").exists()
     assert (root / "tangled/attention/b.py").is_file()
     assert check(root) == 0
+
+
+def test_a_deletion_is_announced_with_who_links_there(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "book/b.md").write_text("# B\n\nSee [A](diffusion/a.md).\n")
+    (root / "_toc.yml").write_text("format: jb-book\nroot: book/b\n")
+    capsys.readouterr()
+    assert tangle(root) == 0
+    said = capsys.readouterr().out
+    assert f"{MODULE} is deleted: no chapter makes it any more" in said
+    assert "book/b.md:3: this links to book/diffusion/a.md, which" in said
+
+
+def test_an_unreadable_module_is_named(
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path == root / MODULE:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for verb in (tangle, check):
+        assert verb(root) == 1
+        sentence = (
+            f"{MODULE}:1: L31 this file cannot be read: Permission denied"
+        )
+        assert capsys.readouterr().err == f"{sentence}\n"
+
+
+def test_the_package_tells_its_version(write_book: Write) -> None:
+    root = write_book({"book/diffusion/a.md": CHAPTER})
+    (root / "pyproject.toml").write_text('[project]\nname = "numpy"\n')
+    assert tangle(root) == 0
+    code = (
+        "import sys; sys.path.insert(0, '.'); before = set(sys.modules)\n"
+        "import tangled\n"
+        "assert set(sys.modules) - before == {'tangled'}\n"
+        "assert not hasattr(tangled, 'other')\n"
+        "print(tangled.__version__)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (said.stdout.strip(), said.stderr) == (version("numpy"), "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("execute: [", "_config.yml:1: B03 this YAML does not parse"),
+        (
+            "execute:\n  timeout: long\n",
+            "_config.yml:2: B05 'timeout' is a number of seconds",
+        ),
+    ],
+)
+def test_broken_settings(
+    settings: str,
+    message: str,
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (root / "_config.yml").write_text(settings)
+    for verb in ("tangle", "check", "run"):
+        assert main(["-C", str(root), verb]) == 1
+        assert capsys.readouterr().err.startswith(message)
 
 
 def test_an_orphan_that_was_edited_stays(root: Path) -> None:
