@@ -1,6 +1,6 @@
 """Noise schedules: tables of signal and noise for the steps 0..T.
 
-Tangled from book/diffusion/forward.md.
+Tangled from book/diffusion/forward.md and book/diffusion/ddim.md.
 """
 
 import math
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from tangled.diffusion.checks import check_beta, check_order, check_steps
 
-__all__ = ["Schedule", "Table", "per_sample", "schedule_named", "to_index"]
+__all__ = [
+    "Schedule",
+    "Table",
+    "per_sample",
+    "schedule_named",
+    "step_list",
+    "to_index",
+]
 
 # One entry for every step t = 0..T; entry 0 is the data.
 Table = Float64[Tensor, "T_plus_1"]
@@ -226,3 +233,30 @@ def to_index(t: int | Int64[Tensor, "*B"]) -> int | Int64[Tensor, "*B"]:
     if (steps < 1).any():
         raise ValueError(f"t must be at least 1, got {t}")
     return t - 1
+
+
+def step_list(T: int, n: int, spacing: str = "linspace") -> list[int]:
+    """Return n decreasing steps of 1..T, as equal as whole numbers allow.
+
+    "linspace" runs from T to 1; "trailing" from T down in strides of T / n;
+    "leading" from 1 up in strides of T // n, so that it never sees T. The
+    names, and the strides, are those of the library diffusers.
+
+    Raises:
+        TypeError: if T or n is not a whole number.
+        ValueError: unless 1 <= n <= T, or if the spacing is unknown.
+    """
+    check_order(1, n=n, T=T)
+    if spacing == "linspace":
+        parts = max(n - 1, 1)
+        found = [1 + round((T - 1) * i / parts) for i in reversed(range(n))]
+        found[0] = T
+    elif spacing == "trailing":
+        found = [round(T - i * T / n) for i in range(n)]
+    elif spacing == "leading":
+        found = [1 + i * (T // n) for i in reversed(range(n))]
+    else:
+        raise ValueError(
+            f"spacing must be linspace, trailing or leading, got {spacing!r}"
+        )
+    return found

@@ -7,6 +7,7 @@ import pypdf
 
 from loom.book import read
 from loom.notebook import HIDDEN
+from loom.weave.lines import LINES, Lines
 from loom.weave.pdf import faults
 from tests.site.conftest import LATEX, ROOT
 
@@ -38,7 +39,7 @@ def test_log_has_no_fault():
         "utf-8", errors="replace"
     )
     source = (LATEX / "signal-from-noise.tex").read_text("utf-8").splitlines()
-    assert list(faults(log, source)) == []
+    assert list(faults(log, source, Lines.load(LATEX / LINES))) == []
 
 
 def test_no_reference_is_open(printed):
