@@ -311,6 +311,31 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002"]
 
 
+def test_extra_state_is_refused_before_the_first_step(tmp_path):
+    """What a checkpoint could not hold is told while nothing is lost."""
+
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 1}
+
+        def set_extra_state(self, state):
+            """Take over nothing."""
+
+    model = nn.Sequential(Extra(2, 2))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(CheckpointError, match=r"'0\._extra_state' is dict"):
+        train(
+            model,
+            noisy_losses,
+            Points(),
+            torch.optim.SGD(model.parameters(), 1.0),
+            Training(2, batch_size=4),
+            folder=tmp_path,
+        )
+    assert torch.equal(model[0].weight, before)
+    assert checkpoints(tmp_path) == []
+
+
 # ---- another set-up
 
 
