@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tangled.diffusion.checks import check_order
 from tangled.diffusion.elbo import Denoiser
-from tangled.diffusion.prediction import Prediction, convert
+from tangled.diffusion.prediction import Prediction, convert, denoiser
 from tangled.diffusion.schedule import Schedule
 
 __all__ = [
@@ -101,9 +101,10 @@ def ddim_sample(
 
     Implements alg-ddim (book/diffusion/ddim.md).
     """
+    guess_of = denoiser(_narrowed(model, xT.dtype), schedule, prediction)
     x, first_bad = _wide(xT), torch.zeros((), device=xT.device)
     for t, s in pairwise([*_falling(steps, schedule.T), 0]):
-        guess = _guess(model, x, xT.dtype, t, schedule, prediction)
+        guess = guess_of(x, torch.full(x.shape[:1], t, device=x.device))
         bad = ~guess.isfinite().all() & (first_bad == 0)
         first_bad = torch.where(bad, t, first_bad)
         sigma = ddim_sigma(schedule, t, s, eta).item()
@@ -130,18 +131,9 @@ def _falling(steps: Iterable[int], T: int) -> list[int]:
     return [int(t) for t in found]
 
 
-def _guess(
-    model: Denoiser,
-    x: Tensor,
-    dtype: torch.dtype,
-    t: int,
-    schedule: Schedule,
-    prediction: str,
-) -> Tensor:
-    """Return the guess of x_0 of a network that sees x in its own dtype."""
-    at = torch.full(x.shape[:1], t, device=x.device)
-    output = model(x.to(dtype), at)
-    return convert(output, x, at, schedule, prediction, Prediction.X0)
+def _narrowed(model: Denoiser, dtype: torch.dtype) -> Denoiser:
+    """Return a network that is shown x in its own dtype."""
+    return lambda x, t: model(x.to(dtype), t)
 
 
 def euler_step(
@@ -178,11 +170,12 @@ def ddim_invert(
 
     Source: Song, Meng and Ermon (2021), section 4.3.
     """
+    guess_of = denoiser(_narrowed(model, x0.dtype), schedule, prediction)
     x, levels = _wide(x0), [0, *_falling(steps, schedule.T)[::-1]]
     for t, s in pairwise(levels):
         seen = max(t, levels[1])  # at t = 0 there is no noise to see
-        guess = _guess(model, x, x0.dtype, seen, schedule, prediction)
         at = torch.full(x.shape[:1], seen, device=x.device)
+        guess = guess_of(x, at)
         eps = convert(guess, x, at, schedule, Prediction.X0, Prediction.EPS)
         x = euler_step(x, eps, t, s, schedule)
     return x.to(x0.dtype)
