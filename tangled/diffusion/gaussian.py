@@ -12,14 +12,17 @@ from torch import Tensor
 
 __all__ = [
     "LinearGaussianChain",
+    "Values",
     "gaussian_kl",
     "linear_gaussian_posterior",
     "log_normal",
     "multivariate_kl",
 ]
 
+Values = Float[Tensor, "..."] | float  # a number goes with every entry
 
-def _check_variance(name: str, value: Tensor | float, zero=False) -> None:
+
+def _check_variance(name: str, value: Values, zero: bool = False) -> None:
     """Refuse a number that is no variance; of a tensor nothing is read."""
     if isinstance(value, Tensor) or value > 0 or (zero and value == 0):
         return
@@ -27,19 +30,16 @@ def _check_variance(name: str, value: Tensor | float, zero=False) -> None:
     raise ValueError(f"{name} {bound}, got {value}")
 
 
-def _log(value: Tensor | float) -> Tensor | float:
+def _log(value: Values) -> Values:
     return value.log() if isinstance(value, Tensor) else math.log(value)
 
 
 def log_normal(
-    x: Float[Tensor, "..."],
-    mean: Float[Tensor, "..."] | float,
-    variance: Float[Tensor, "..."] | float,
+    x: Float[Tensor, "..."], mean: Values, variance: Values
 ) -> Float[Tensor, "..."]:
     """Return the log density of N(mean, variance) at x, elementwise.
 
-    In nats, and not summed; the arguments broadcast. Sum over the coordinates
-    of a sample for the density of independent coordinates.
+    In nats; the arguments broadcast. Independent coordinates: sum over them.
 
     Raises:
         ValueError: if the variance is a number and not positive.
@@ -52,21 +52,20 @@ def log_normal(
 
 
 def linear_gaussian_posterior(
-    prior_mean: Float[Tensor, "..."] | float,
-    prior_var: Float[Tensor, "..."] | float,
+    prior_mean: Values,
+    prior_var: Values,
     y: Float[Tensor, "..."],
-    scale: Float[Tensor, "..."] | float,
-    noise_var: Float[Tensor, "..."] | float,
+    scale: Values,
+    noise_var: Values,
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     """Return (mean, var) of u given y, where y = scale u + noise.
 
-    The prior is u ~ N(prior_mean, prior_var), the noise N(0, noise_var); all
-    arguments broadcast, entry by entry. One of the two variances may be 0:
-    then u, or the reading, is exact.
+    The prior is u ~ N(prior_mean, prior_var), the noise N(0, noise_var); the
+    arguments broadcast. One of the two variances may be 0.
 
     Raises:
-        ValueError: if a number is a negative variance, or if numbers give y
-            the variance 0. Tensors with such entries give NaN.
+        ValueError: if numbers give a negative variance, or y the variance 0;
+            tensors give NaN instead.
 
     Implements lem-linear-gaussian-bayes (book/diffusion/gaussian.md).
     """
@@ -82,16 +81,12 @@ def linear_gaussian_posterior(
 
 
 def gaussian_kl(
-    mean1: Float[Tensor, "..."] | float,
-    var1: Float[Tensor, "..."] | float,
-    mean2: Float[Tensor, "..."] | float,
-    var2: Float[Tensor, "..."] | float,
-) -> Float[Tensor, "..."] | float:
+    mean1: Values, var1: Values, mean2: Values, var2: Values
+) -> Values:
     """Return KL(N(mean1, var1) || N(mean2, var2)), elementwise.
 
-    In nats, and not summed; the arguments broadcast, and numbers alone give a
-    number. The divergence of two distributions with diagonal covariance is
-    the sum over the coordinates.
+    In nats; the arguments broadcast, numbers alone give a number. Independent
+    coordinates: sum over them.
 
     Raises:
         ValueError: if a variance is a number and not positive.
@@ -113,7 +108,7 @@ def multivariate_kl(
     """Return KL(N(mean1, cov1) || N(mean2, cov2)) in nats, one per pair.
 
     Raises:
-        ValueError: if a covariance is not symmetric and positive definite.
+        ValueError: if a covariance is not symmetric positive definite.
 
     Implements prop-gaussian-kl (book/diffusion/gaussian.md).
     """
@@ -121,9 +116,7 @@ def multivariate_kl(
     for name, cov in (("cov1", cov1), ("cov2", cov2)):
         root, info = torch.linalg.cholesky_ex(cov)
         if info.any() or not torch.allclose(cov, cov.mT):
-            raise ValueError(
-                f"{name} must be symmetric and positive definite"
-            )
+            raise ValueError(f"{name} must be symmetric positive definite")
         roots.append(root)
     both = torch.cat([roots[0], (mean2 - mean1)[..., None]], dim=-1)
     white = torch.linalg.solve_triangular(roots[1], both, upper=False)
@@ -136,16 +129,12 @@ def multivariate_kl(
 class LinearGaussianChain:
     """The model x_T ~ N(0, 1), x_{t-1} | x_t ~ N(c_t x_t + b_t, r_t).
 
-    One dimension, T steps, and everything about it is exact. The tables have
-    one entry for t = 0..T; entry 0 is not used.
-
-    Args:
-        slope: the factors c_t, float64 [T+1].
-        shift: the shifts b_t, float64 [T+1].
-        std: the roots of r_t, float64 [T+1], positive for t >= 1.
+    In one dimension. The tables `slope` c_t, `shift` b_t and `std` sqrt(r_t)
+    have an entry for t = 0..T; entry 0 is not used.
 
     Raises:
-        ValueError: if the tables are not such.
+        ValueError: if the tables are not float64 [T+1] with T at least 1, or
+            a deviation is not positive.
 
     Implements def-linear-gaussian-chain (book/diffusion/gaussian.md).
     """
@@ -155,15 +144,10 @@ class LinearGaussianChain:
     std: Float64[Tensor, "T_plus_1"]
 
     def __post_init__(self) -> None:
+        size = (max(self.slope.numel(), 2),)
         for name, table in vars(self).items():
-            size = list(table.shape)
-            if table.dtype != torch.float64 or size != [len(self.slope)]:
-                raise ValueError(
-                    f"{name} must be a float64 table [T+1], all of one "
-                    f"length, got {table.dtype} {size}"
-                )
-        if len(self.slope) < 2:
-            raise ValueError("the tables must have T+1 entries, T at least 1")
+            if table.dtype != torch.float64 or table.shape != size:
+                raise ValueError(f"{name} must be float64 [T+1], T >= 1")
         if not (self.std[1:] > 0).all():
             raise ValueError("std must be positive for t = 1..T")
 
@@ -172,38 +156,31 @@ class LinearGaussianChain:
         """The number of steps."""
         return len(self.slope) - 1
 
-    def joint(
-        self,
-    ) -> tuple[
-        Float64[Tensor, "T_plus_1"], Float64[Tensor, "T_plus_1 T_plus_1"]
-    ]:
-        """Return mean and covariance of (x_0, ..., x_T).
+    def joint(self) -> tuple[Float64[Tensor, "N"], Float64[Tensor, "N N"]]:
+        """Return mean and covariance of (x_0, ..., x_T); N is T + 1.
 
         Implements prop-linear-gaussian-chain (book/diffusion/gaussian.md).
         """
-        T = self.T
-        mean = self.slope.new_zeros(T + 1)
-        covariance = self.slope.new_zeros(T + 1, T + 1)
-        covariance[T, T] = 1.0
-        for t in range(T, 0, -1):
-            mean[t - 1] = self.slope[t] * mean[t] + self.shift[t]
-            row = self.slope[t] * covariance[t, t:]
-            covariance[t - 1, t:] = covariance[t:, t - 1] = row
-            covariance[t - 1, t - 1] = (
-                self.slope[t] * row[0] + self.std[t] ** 2
-            )
-        return mean, covariance
+        mean = torch.zeros_like(self.slope)
+        cov = torch.outer(mean, mean)
+        cov[-1, -1] = 1.0
+        for t in range(self.T, 0, -1):
+            c, b, r = self.slope[t], self.shift[t], self.std[t] ** 2
+            mean[t - 1] = c * mean[t] + b
+            cov[t - 1, t:] = cov[t:, t - 1] = c * cov[t, t:]
+            cov[t - 1, t - 1] = c**2 * cov[t, t] + r
+        return mean, cov
 
     def log_prob(self, x0: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Return the exact log density of x_0, in nats."""
-        mean, covariance = self.joint()
-        return log_normal(x0, mean[0], covariance[0, 0])
+        mean, cov = self.joint()
+        return log_normal(x0, mean[0], cov[0, 0])
 
     def condition(
         self, x0: Float[Tensor, "*B"]
     ) -> tuple[Float64[Tensor, "*B T"], Float64[Tensor, "T T"]]:
         """Return mean and covariance of (x_1, ..., x_T) given x_0."""
-        mean, covariance = self.joint()
-        gain = covariance[1:, 0] / covariance[0, 0]
-        given = covariance[1:, 1:] - torch.outer(gain, covariance[0, 1:])
+        mean, cov = self.joint()
+        gain = cov[1:, 0] / cov[0, 0]
+        given = cov[1:, 1:] - torch.outer(gain, cov[0, 1:])
         return mean[1:] + gain * (x0 - mean[0])[..., None], given

@@ -12,28 +12,19 @@ from torch import Tensor, nn
 __all__ = ["VAE", "negative_elbo"]
 
 
-def _network(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Return a network with two hidden layers."""
-    return nn.Sequential(
-        nn.Linear(inputs, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, outputs),
-    )
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Return a network with two hidden layers of one width."""
+    first, middle = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+    last = nn.Linear(hidden, outputs)
+    return nn.Sequential(first, nn.SiLU(), middle, nn.SiLU(), last)
 
 
 class VAE(nn.Module):
     """A small variational autoencoder for data [B, D].
 
-    The model is z ~ N(0, I), x | z ~ N(decoder(z), std^2 I) with one learned
-    std. The encoder gives q(z | x) = N(mean, diagonal variance).
-
-    Args:
-        dim: data dimension D.
-        latent_dim: dimension of the latent z.
-        hidden: width of the two hidden layers on either side.
-        std: where the standard deviation of the decoder starts.
+    The model is z ~ N(0, I), x | z ~ N(decoder(z), std^2 I), and `std` is
+    where the one learned deviation starts. The encoder gives a guess
+    N(mean, diagonal variance) of z; both networks are `hidden` wide.
 
     Raises:
         ValueError: if std is not positive.
@@ -50,8 +41,8 @@ class VAE(nn.Module):
         if not std > 0:
             raise ValueError(f"std must be positive, got {std}")
         self.latent_dim = latent_dim
-        self.encoder = _network(dim, hidden, 2 * latent_dim)
-        self.decoder = _network(latent_dim, hidden, dim)
+        self.encoder = _mlp(dim, hidden, 2 * latent_dim)
+        self.decoder = _mlp(latent_dim, hidden, dim)
         self.log_std = nn.Parameter(torch.tensor(std).log())
 
     def encode(
@@ -81,21 +72,18 @@ class VAE(nn.Module):
 def negative_elbo(
     vae: VAE, x: Float[Tensor, "B D"], eps: Float[Tensor, "B d_z"]
 ) -> Float[Tensor, "B"]:
-    """Return the negative ELBO of each sample, with one latent each.
+    """Return an estimate of the negative ELBO of each sample.
 
-    In nats, summed over the dimensions of the sample and of the latent; an
-    unbiased estimate over the standard normal `eps`.
+    In nats, summed over dimensions; unbiased for standard normal `eps`.
 
     Raises:
         ValueError: if eps is not one latent for each sample.
 
     Implements eq-negative-elbo (book/diffusion/gaussian.md).
     """
-    if eps.shape != (len(x), vae.latent_dim):
-        raise ValueError(
-            f"eps must have shape {[len(x), vae.latent_dim]}, one latent for "
-            f"each sample, got {list(eps.shape)}"
-        )
+    wanted, got = [len(x), vae.latent_dim], list(eps.shape)
+    if got != wanted:
+        raise ValueError(f"eps must have shape {wanted}, got {got}")
     mean, log_var = vae.encode(x)
     decoded, log_r = vae.decode(mean + (log_var / 2).exp() * eps)
     square = (x - decoded) ** 2 / log_r.exp()

@@ -18,16 +18,11 @@ __all__ = ["GaussianMixture", "energy_distance"]
 class GaussianMixture:
     """The distribution with density sum_j w_j N(x; m_j, s_j^2 I).
 
-    A part with standard deviation 0 is a point. Such a mixture can be
-    sampled, diffused and denoised, but it has no density.
-
-    Args:
-        weights: [J], positive, of sum 1.
-        means: [J, D].
-        stds: standard deviations [J], not negative.
+    A part of deviation 0 is a point; a mixture with points has no density.
 
     Raises:
-        ValueError: if shapes, weights or deviations are not such.
+        ValueError: if the shapes do not fit, the weights are not positive
+            with sum 1, or a deviation is negative.
 
     Implements def-gaussian-mixture (book/diffusion/gaussian.md).
     """
@@ -37,20 +32,18 @@ class GaussianMixture:
     stds: Float[Tensor, "J"]
 
     def __post_init__(self) -> None:
-        weights, means, stds = self.weights, self.means, self.stds
-        if means.ndim != 2 or not (
-            weights.shape == stds.shape == means.shape[:1]
-        ):
+        shapes = [list(table.shape) for table in vars(self).values()]
+        J, both = shapes[0], shapes[1]
+        if len(both) != 2 or not J == shapes[2] == both[:1]:
             raise ValueError(
-                "weights, means, stds must be [J], [J, D], [J], got "
-                f"{[list(t.shape) for t in (weights, means, stds)]}"
+                f"weights, means, stds must be [J], [J, D], [J], got {shapes}"
             )
-        total = weights.double().sum().item()
-        if not (weights > 0).all() or abs(total - 1) > 1e-6:
+        total = self.weights.double().sum().item()
+        if not (self.weights > 0).all() or abs(total - 1) > 1e-6:
             raise ValueError(
                 f"weights must be positive with sum 1, got sum {total}"
             )
-        if not (stds >= 0).all():
+        if not (self.stds >= 0).all():
             raise ValueError("stds must not be negative")
 
     def _log_parts(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B J"]:
@@ -75,9 +68,7 @@ class GaussianMixture:
         self, n: int, generator: torch.Generator | None = None
     ) -> Float[Tensor, "n D"]:
         """Return n independent draws, in the dtype of the means."""
-        j = torch.multinomial(
-            self.weights, n, replacement=True, generator=generator
-        )
+        j = self.weights.multinomial(n, replacement=True, generator=generator)
         xi = torch.empty_like(self.means[j]).normal_(generator=generator)
         return self.means[j] + self.stds[j, None] * xi
 
@@ -126,8 +117,8 @@ def energy_distance(
 ) -> float:
     """Return 2 E|x - y| - E|x - x'| - E|y - y'| of two samples.
 
-    The means run over all pairs, a point with itself included: the result is
-    never negative, and above 0 even for two samples of one distribution.
+    The means run over all pairs, a point with itself included: never
+    negative, and above 0 even for two samples of one distribution.
 
     Raises:
         ValueError: if a sample is empty or the dimensions differ.
@@ -146,10 +137,10 @@ def energy_distance(
         # The faster way, by a matrix product, loses digits of close pairs.
         exact = "donot_use_mm_for_euclid_dist"
         rows = [
-            torch.cdist(part, b, compute_mode=exact).sum()
+            torch.cdist(part, b, compute_mode=exact).mean(1)
             for part in a.split(1024)
         ]
-        return torch.stack(rows).sum() / (len(a) * len(b))
+        return torch.cat(rows).mean()
 
     within = mean_distance(x, x) + mean_distance(y, y)
     return (2 * mean_distance(x, y) - within).item()
