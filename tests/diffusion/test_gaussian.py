@@ -286,6 +286,13 @@ def test_a_jump_hides_the_gradient():
     assert found == 0  # the derivative of Pr(z > 0) is the density, .38
 
 
+def test_the_score_function_estimator_sees_the_jump():
+    z = 0.3 + noise(100_000, seed=4)
+    estimate = (z > 0).double() * (z - 0.3)  # f times d ln q / d mean
+    density = log_normal(tensor(0.0), 0.3, 1.0).exp().item()
+    assert abs(standard_score(estimate, density)) < 5
+
+
 @pytest.mark.refutes("prop-reparameterisation-gradient")
 def test_a_smooth_bounded_function_whose_gradient_has_no_mean():
     """E |f'| for f = sin exp z^2, cut off at |z| = R, grows without bound."""
