@@ -49,7 +49,7 @@ class Schedule:
         check_beta(self.beta)
         for name, member in vars(type(self)).items():
             if isinstance(member, cached_property):
-                getattr(self, name)  # now: no compiler traces the making
+                getattr(self, name)  # once, here: torch.compile reads it only
 
     @classmethod
     def from_betas(

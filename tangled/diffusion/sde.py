@@ -54,7 +54,7 @@ class VP:
 
     The default is Ho's linear schedule of 1,000 steps in continuous time.
 
-    Source: Song et al. (2021), appendix B.
+    Source: Song et al. (2021), appendices B and C.
 
     Implements def-sde, eq-vp-marginal (book/diffusion/score.md).
     """

@@ -410,3 +410,20 @@ def test_a_share_in_half_precision_is_widened():
     found = hybrid_losses(lambda xt, t: (xt, share), x0, seeded(1), q)
     exact = hybrid_losses(lambda xt, t: (xt, share.float()), x0, seeded(1), q)
     assert torch.equal(found, exact)
+
+
+@pytest.mark.verifies("prop-bayes-optimum")
+def test_the_floor_is_finite_for_data_without_moments():
+    """For Cauchy data: below the error of x_t / a, and near it far out."""
+    q, t = Schedule.linear(1000), 500
+    a, s = q.signal[t], q.noise_std[t]
+    points = torch.linspace(-2000, 2000, 8001, dtype=torch.float64)
+    log_data = -torch.log1p(points**2)
+    x = torch.linspace(-400, 400, 401, dtype=torch.float64)[:, None]
+    log_joint = log_data - ((x - a * points) / s) ** 2 / 2
+    share, mass = log_joint.softmax(1), log_joint.exp().sum(1)
+    mean = share @ points
+    left = share @ points**2 - mean**2
+    floor, bound = left @ mass / mass.sum(), 1 / q.snr[t]
+    assert 0.3 * bound < floor < bound
+    assert_close(left[0], bound, rtol=1e-2, atol=0)

@@ -1,4 +1,4 @@
-"""Laws of the Langevin walk, and what it refuses."""
+"""Laws of the score and of the Langevin walk, and what it refuses."""
 
 import math
 
@@ -7,12 +7,32 @@ import torch
 from torch.testing import assert_close
 
 from tangled.diffusion.mixture import GaussianMixture
+from tangled.diffusion.prediction import convert
+from tangled.diffusion.schedule import Schedule
 from tangled.diffusion.score import langevin
 from tangled.workshop.statistics import standard_score
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.verifies("thm-tweedie")
+def test_tweedie_needs_no_mean_of_the_data():
+    """For Cauchy data: where one cuts them off does not matter."""
+    q, step = Schedule.linear(1000), 400
+    a, s = q.signal[step], q.noise_std[step]
+    x = torch.tensor([-40.0, -3.0, 0.5, 20.0], dtype=torch.float64)
+    x, t, guesses = x.requires_grad_(), torch.full((4,), step), []
+    for reach in (500, 4000):
+        points = torch.linspace(-reach, reach, 8 * reach + 1).double()
+        fit = -(((x[:, None] - a * points) / s) ** 2) / 2
+        parts = fit - torch.log1p(points**2)
+        exact = torch.autograd.grad(parts.logsumexp(1).sum(), x)[0]
+        guesses.append(parts.detach().softmax(1) @ points)
+        found = convert(guesses[-1], x.detach(), t, q, "x0", "score")
+        assert_close(found, exact, rtol=1e-8, atol=1e-10)
+    assert_close(guesses[0], guesses[1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.verifies("alg-langevin")

@@ -240,6 +240,19 @@ def test_each_step_shrinks_by_the_cosine():
     check_contraction(torch.cos)
 
 
+def test_a_small_step_with_fresh_noise_loses_four_times_as_much():
+    q, x = Schedule.linear(1000), torch.ones(1, dtype=torch.float64)
+    for t in (100, 500, 900):
+        lost = []
+        for eta in (0.0, 1.0):
+            sigma = ddim_sigma(q, t, t - 1, eta)
+            mean = ddim_mean(q.signal[t] * x, x, t, t - 1, q, sigma)
+            lost.append((1 - mean**2 - sigma**2).item())
+        exact = q.alpha_bar[t - 1] * q.beta[t] ** 2 / q.noise_std[t] ** 2
+        assert lost[1] == pytest.approx(exact.item(), rel=1e-6)
+        assert lost[1] / lost[0] == pytest.approx(4, rel=0.02)
+
+
 def test_without_the_shrinking_it_is_another_product():
     with pytest.raises(AssertionError, match="another product"):
         check_contraction(torch.ones_like)  # WRONG: as if steps were exact

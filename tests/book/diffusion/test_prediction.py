@@ -308,7 +308,7 @@ def check_best_variance(candidate: Callable[..., Tensor]) -> None:
         noisy = mixture.diffused(a, s)
         mass = noisy.log_prob(x).exp()
         mass = mass / mass.sum()
-        # Tweedie once more: the slope of the denoiser is the variance
+        # the slope of the denoiser, times s^2 / a, is the variance left
         x.requires_grad_()
         guess = mixture.denoised(x, a, s)
         slope = torch.autograd.grad(guess.sum(), x)[0][:, 0]
