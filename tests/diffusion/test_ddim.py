@@ -300,6 +300,11 @@ def test_the_great_circle():
         z = slerp(x, y, share)
         assert_close(z.flatten(1).norm(dim=1), torch.ones(4).double())
         assert_close((x * z).sum((1, 2)).acos(), share * angle)
+    near = x * math.cos(0.005) + (y - x * angle.cos()[:, None, None]) * (
+        math.sin(0.005) / angle.sin()[:, None, None]
+    )  # a small angle is no straight line yet
+    z = slerp(x, near, 0.5).flatten(1).norm(dim=1)
+    assert_close(z, torch.ones(4).double(), rtol=1e-9, atol=0)
     near = x + 1e-9 * y
     assert_close(slerp(x, near, 0.5), (x + near) / 2)
     with pytest.raises(ValueError, match="share must lie between 0 and 1"):
@@ -320,6 +325,9 @@ def test_lists_of_steps(spacing):
     assert step_list(1000, 1, "linspace") == [1000]
     gaps = {t - s for t, s in pairwise(step_list(1000, 30, spacing))}
     assert max(gaps) - min(gaps) <= 1
+    last = {"linspace": 1, "trailing": 33, "leading": 1}
+    assert step_list(1000, 30, spacing)[-1] == last[spacing]
+    assert spacing != "leading" or gaps == {33}
 
 
 def test_impossible_lists_are_refused():
