@@ -1,6 +1,5 @@
 """Artefacts: made once, by whoever asks first, and again when what made them changes."""
 
-import gc
 import json
 import os
 import signal
@@ -9,7 +8,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,10 +15,10 @@ from torch import nn
 
 from tangled.workshop import artifacts
 from tangled.workshop.artifacts import (
-    Recipe,
     artifact,
     artifacts_folder,
     command,
+    recipe,
     sources,
 )
 from tangled.workshop.checkpoint import read_config, read_tensors
@@ -60,7 +58,7 @@ FILES = {
 
         from tangled.workshop.artifacts import recipe
 
-        from . import parts
+        from toy import parts
 
 
         @recipe(width=3, seed=0)
@@ -172,17 +170,21 @@ def test_everything_is_made_once_and_listed(toys):
     assert "tiny: in the making" in errors
     rows = json.loads((toys.root / "table.json").read_text())
     assert [row["name"] for row in rows] == ["judge", "tiny"]
-    assert all(row["made"] and row["module"] == "toy.models" for row in rows)
-    for row in rows:
-        assert row["key"] in out
-        folder = toys.root / f"{row['name']}-{row['key']}"
+    assert all(row["module"] == "toy.models" for row in rows)
+    folders = sorted(toys.root.glob("*-????????????"))
+    for row, folder, line in zip(
+        rows, folders, out.splitlines(), strict=True
+    ):
+        assert folder.name.rpartition("-")[0] == row["name"]
         assert read_config(folder)["seconds"] == row["seconds"]
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        assert line == (
+            f"{folder.name} {size:,} bytes toy.models {row['seconds']} s"
+        )
     assert not list(toys.root.glob("*.scratch"))
     status, out, errors = toys.make()
     assert (status, errors) == (0, "")
-    assert out.count("found, by toy.models") == 2
-    rows = json.loads((toys.root / "table.json").read_text())
-    assert not any(row["made"] for row in rows)
+    assert out.count("toy.models") == 2
     assert toys.words().count("judge") == toys.words().count("tiny") == 1
 
 
@@ -192,7 +194,6 @@ def test_an_artefact_says_what_made_it(toys):
     told = read_config(folder)
     assert told["recipe"] == "judge"
     assert told["module"] == "toy.models"
-    assert folder.name == f"judge-{told['key']}"
     assert told["config"] == {"width": 3, "seed": 0}
     assert told["log"] == [{"loss": 0.5}]
     assert read_tensors(folder)["weight"].shape == (3, 3)
@@ -249,7 +250,7 @@ def test_a_computed_configuration_changes_the_key():
     def make(folder: Path, width: int) -> tuple[nn.Module, list]:
         raise NotImplementedError
 
-    keys = {artifacts.key(Recipe(make, {"width": n})) for n in (1, 2, 2)}
+    keys = {artifacts._place(recipe(width=n)(make)) for n in (1, 2, 2)}
     assert len(keys) == 2
 
 
@@ -265,29 +266,13 @@ def test_prose_changes_no_key(toys):
         toys.edit(name, old, new)
     status, out, errors = toys.make()
     assert (status, errors) == (0, "")
-    assert out.count("found, by toy.models") == 2
+    assert out.count("toy.models") == 2
 
 
 def test_how_weights_are_kept_changes_no_key():
     kept = "tangled.workshop.checkpoint"
     assert sources(kept).keys() == {kept}
     assert sources(artifact.__module__) == {}
-
-
-def test_several_threads_read_the_sources():
-    # A garbage collection in the middle of parsing may run code in Python, as
-    # that of Hypothesis here, and then another thread goes on.
-    def let_others_in(phase: str, info: dict[str, int]) -> None:
-        time.sleep(0)
-
-    kept = "tangled.workshop.checkpoint"
-    alone = sources(kept)
-    gc.callbacks.append(let_others_in)
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(sources, [kept] * 8)) == [alone] * 8
-    finally:
-        gc.callbacks.remove(let_others_in)
 
 
 def test_a_maker_removes_what_a_killed_one_left_and_no_more(toys):
@@ -311,10 +296,10 @@ def test_the_folder_of_all_may_lie_two_missing_levels_deep(
         return nn.Linear(1, 1), []
 
     monkeypatch.setenv("TANGLED_ARTIFACTS", str(tmp_path / "a/two/levels"))
-    assert read_tensors(artifact(Recipe(make, {})))["weight"].shape == (1, 1)
+    assert read_tensors(artifact(recipe()(make)))["weight"].shape == (1, 1)
     monkeypatch.setenv("TANGLED_ARTIFACTS", str(tmp_path / "b/two/levels"))
-    monkeypatch.setattr(artifacts, "make_all", lambda package: [])
-    assert command([]) == 0
+    monkeypatch.setattr(artifacts, "recipes", lambda package: {})
+    assert command() == 0
     assert (tmp_path / "b/two/levels/table.json").read_text() == "[]"
 
 
@@ -324,7 +309,7 @@ def test_a_recipe_that_fails_is_one_sentence(toys):
     assert status == 1
     assert errors.splitlines()[-1] == (
         "recipe 'judge' of toy.models failed: "
-        "ZeroDivisionError: division by zero"
+        "ZeroDivisionError('division by zero')"
     )
     assert "Traceback" not in errors
     assert not toys.folders()
@@ -429,5 +414,13 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TANGLED_ARTIFACTS", str(tmp_path / "file" / "x"))
-    assert command([]) == 1
+    assert command() == 1
     assert "Not a directory" in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_there_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Callable
+):
+    monkeypatch.setenv("TANGLED_ARTIFACTS", str(tmp_path))
+    assert command("gone") == 1
+    assert capsys.readouterr().err == "No module named 'gone'\n"

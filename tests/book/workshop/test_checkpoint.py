@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tangled.workshop.artifacts import Recipe, artifact
+from tangled.workshop.artifacts import artifact, recipe
 from tangled.workshop.checkpoint import (
     CheckpointError,
     KeyMap,
@@ -212,7 +212,7 @@ def check_one_trains() -> None:
         TemporaryDirectory() as home,
         mock.patch.dict(os.environ, TANGLED_ARTIFACTS=home),
     ):
-        asked = Recipe(slow, {})
+        asked = recipe()(slow)
         threads = [
             threading.Thread(target=lambda: answers.append(artifact(asked)))
             for _ in range(4)
