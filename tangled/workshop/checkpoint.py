@@ -130,10 +130,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
             raise CheckpointError(f"no file can hold '{name}'")
     first = _first_names(tensors)
     if twice := [name for name in tensors if first[name] != name]:
-        raise CheckpointError(
-            f"there under another name, too: {_listed(twice)}; write a tensor "
-            "once, as model_tensors does"
-        )
+        raise CheckpointError(f"other names of tensors: {_listed(twice)}")
     shards: list[dict[str, Tensor]] = [{}]
     room = limit
     for name, tensor in tensors.items():
@@ -142,7 +139,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
             room = limit
         shards[-1][name] = tensor.detach()
         room -= tensor.nbytes
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         path = folder / (file if len(shards) > 1 else _STEMS[0])
@@ -260,7 +257,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Implements alg-atomic-save (book/workshop/checkpoint.md).
     """
     target = Path(folder).absolute()
-    partial = target.with_name(f".{target.name}.{token_hex(4)}.partial")
+    partial = target.with_name(f".{target.name}.{token_hex(8)}.partial")
     if os.path.lexists(target):
         raise CheckpointError(f"{target} exists: nothing is overwritten")
     try:
@@ -273,11 +270,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, OSError | SafetensorError | CheckpointError):
             raise
-        reason = getattr(error, "strerror", None) or error
-        told = f"cannot write {target}: {reason}"
-        raise CheckpointError(
-            told.replace(str(partial), str(target))
-        ) from error
+        reason = str(getattr(error, "strerror", None) or error)
+        reason = reason.replace(str(partial), str(target))
+        raise CheckpointError(f"cannot write {target}: {reason}") from error
 
 
 def save_checkpoint(
@@ -291,7 +286,7 @@ def save_checkpoint(
 
     Args:
         folder: a name that does not exist yet, in a folder that does.
-        tensors: of any shape and device, each with memory of its own.
+        tensors: of any shape and device, each once (see `model_tensors`).
         config: what JSON can hold, or there is a TypeError.
         shard_bytes: above this size there are several files and an index.
 

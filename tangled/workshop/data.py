@@ -1,17 +1,11 @@
-"""Labelled images, honest splits, drawn shapes, and readers of known files.
+"""Labelled images, honest splits, and drawn shapes.
 
 Tangled from book/workshop/data.md.
 """
 
-import gzip
 import math
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,27 +18,21 @@ __all__ = [
     "POSITIONS",
     "SHAPE_NAMES",
     "SHAPES",
-    "DataError",
     "DrawnShapes",
     "Grid",
     "Images",
     "Splits",
     "digits",
-    "mnist",
     "shapes",
     "stratified_split",
 ]
 
 
-class DataError(ValueError):
-    """Data that cannot be used: one sentence names the file or the field."""
-
-
 def _check_range(name: str, values: Tensor, top: int) -> None:
-    """Raise DataError if a value does not lie in 0..top."""
+    """Raise ValueError if a value does not lie in 0..top."""
     wrong = values[(values < 0) | (values > top)]
     if len(wrong):
-        raise DataError(f"{name} must lie in 0..{top}, got {wrong[0].item()}")
+        raise ValueError(f"{name} must lie in 0..{top}, got {wrong[0]}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +48,7 @@ class Images:
         levels: the brightest level; 255 for bytes.
 
     Raises:
-        DataError: if a dtype, a shape or a value is not as said.
+        ValueError: if a dtype, a shape or a value is not as said.
     """
 
     pixels: UInt8[Tensor, "N C H W"]
@@ -70,12 +58,12 @@ class Images:
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
-            raise DataError("pixels must be a uint8 tensor [N, C, H, W]")
+            raise ValueError("pixels must be a uint8 tensor [N, C, H, W]")
         n = len(self.pixels)
         if self.labels.dtype != torch.int64 or self.labels.shape != (n,):
-            raise DataError(f"labels must be an int64 tensor [{n}]")
+            raise ValueError(f"labels must be an int64 tensor [{n}]")
         if not 1 <= self.levels <= 255:
-            raise DataError(f"levels must lie in 1..255, got {self.levels}")
+            raise ValueError(f"levels must lie in 1..255, got {self.levels}")
         _check_range("labels", self.labels, len(self.classes) - 1)
         _check_range("pixels", self.pixels, self.levels)
 
@@ -107,39 +95,26 @@ class Images:
         return self._mapped(lambda tensor: tensor.to(device))
 
 
-def _sklearn(module: str) -> ModuleType:
-    """Import a part of scikit-learn, or say how to get it."""
-    try:
-        return import_module(f"sklearn.{module}")
-    except ImportError:
-        raise ModuleNotFoundError(
-            "digits and splits need scikit-learn: "
-            "pip install 'signal-from-noise[data]'"
-        ) from None
-
-
 def stratified_split(
     labels: Int64[Tensor, "N"], sizes: Sequence[int], seed: int
 ) -> tuple[Int64[Tensor, "_"], ...]:
     """Return disjoint index sets of these sizes, and one of all that is left.
 
     The first takes each class in proportion, with an error below one item;
-    each further set does so with what is left.
-
-    Raises:
-        TypeError: if a size is not a whole number; a fraction is none.
-        ValueError: if a class, a set or the rest would have too few items.
+    each further set does so with what is left. A fraction is no size
+    (TypeError), and no set may have too few items for its classes
+    (ValueError).
 
     Implements def-split (book/workshop/data.md).
     """
+    from sklearn.model_selection import train_test_split
+
     if not all(isinstance(size, int) for size in sizes):
         raise TypeError(f"sizes must be whole numbers of items, got {sizes}")
-    split = _sklearn("model_selection").train_test_split
     classes, rest, parts = labels.cpu().numpy(), np.arange(len(labels)), []
     for size in sizes:
-        here = classes[rest]
-        rest, part = split(
-            rest, test_size=size, stratify=here, random_state=seed
+        rest, part = train_test_split(
+            rest, test_size=size, stratify=classes[rest], random_state=seed
         )
         parts.append(part)
     return tuple(map(torch.from_numpy, (*parts, rest)))
@@ -158,19 +133,15 @@ def digits() -> Splits:
 
     The split is fixed, by class: 1,097 train, 200 validation, 500 test.
 
-    Raises:
-        ModuleNotFoundError: if scikit-learn is not installed.
-
     Source: Alpaydin and Kaynak (1998), the test part of their collection.
     """
-    found = _sklearn("datasets").load_digits()
-    images = Images(
-        torch.from_numpy(found.images).to(torch.uint8)[:, None],
-        torch.from_numpy(found.target).to(torch.int64),
-        classes=tuple("0123456789"),
-        levels=16,
-    )
-    test, validation, train = stratified_split(images.labels, (500, 200), 0)
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = torch.from_numpy(found.images).to(torch.uint8)[:, None]
+    labels = torch.from_numpy(found.target).to(torch.int64)
+    images = Images(pixels, labels, tuple("0123456789"), levels=16)
+    test, validation, train = stratified_split(labels, (500, 200), 0)
     return Splits(*map(images.take, (train, validation, test)))
 
 
@@ -282,15 +253,12 @@ def shapes(
     Item i depends on the seed and on i alone: these are the items `first` to
     `first + n - 1` of an endless sequence. Another seed is another sequence.
 
-    Raises:
-        ValueError: if an argument is out of range.
-
     Implements def-shapes (book/workshop/data.md).
     """
     if min(n, seed, first) < 0 or size < 8:
         raise ValueError(
-            "n, seed and first must not be negative and size must be at "
-            f"least 8, got {n}, {seed}, {first} and {size}"
+            "it takes n, seed, first >= 0 and size >= 8, "
+            f"got {n}, {seed}, {first} and {size}"
         )
     pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
     numbers = torch.empty(n, 3, dtype=torch.int64)
@@ -301,64 +269,3 @@ def shapes(
     return DrawnShapes(
         *(pixels, labels, SHAPE_NAMES), colours=colours, positions=positions
     )
-
-
-def _content(path: Path) -> bytes:
-    """Return the bytes of a file, or of the packed one beside it."""
-    packed = path.with_name(f"{path.name}.gz")
-    try:
-        if packed.exists() and not path.exists():
-            return gzip.decompress(packed.read_bytes())
-        return path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
-def _idx(path: Path, dims: int) -> UInt8[Tensor, "*dims"]:
-    """Return the array in an IDX file of bytes.
-
-    Implements def-idx (book/workshop/data.md).
-    """
-    data, head = _content(path), 4 + 4 * dims
-    if data[:4] != bytes([0, 0, 8, dims]) or len(data) < head:
-        raise DataError(f"{path} is not an IDX file with {dims} dimensions")
-    sizes = struct.unpack_from(f">{dims}I", data, offset=4)
-    if len(data) - head != math.prod(sizes):
-        raise DataError(
-            f"{path} announces {' x '.join(map(str, sizes))} values "
-            f"and holds {len(data) - head}"
-        )
-    values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return values[head:].reshape(sizes)
-
-
-def _labelled(folder: Path, part: str, classes: tuple[str, ...]) -> Images:
-    """Return one of the two parts of a set in files like MNIST's."""
-    pixels = _idx(folder / f"{part}-images-idx3-ubyte", 3)[:, None]
-    labels = _idx(folder / f"{part}-labels-idx1-ubyte", 1).long()
-    try:
-        return Images(pixels, labels, classes)
-    except DataError as error:
-        raise DataError(f"{folder / part}-...-ubyte: {error}") from None
-
-
-def mnist(
-    folder: Path | str, classes: tuple[str, ...] = tuple("0123456789")
-) -> Splits:
-    """Return MNIST, or a set in files like it, [1, H, W], from a folder.
-
-    The files have their original names (`train-images-idx3-ubyte` and so on),
-    with or without `.gz`. A tenth of the training images is for validation.
-
-    Raises:
-        DataError: if a file is missing or is not what it should be.
-        ValueError: if there are too few images for a split by class.
-
-    Source: LeCun, Bottou, Bengio and Haffner (1998).
-    """
-    whole = _labelled(Path(folder), "train", classes)
-    test = _labelled(Path(folder), "t10k", classes)
-    if whole.pixels.shape[1:] != test.pixels.shape[1:]:
-        raise DataError(f"{folder} holds images of two sizes")
-    validation, train = stratified_split(whole.labels, (len(whole) // 10,), 0)
-    return Splits(whole.take(train), whole.take(validation), test)

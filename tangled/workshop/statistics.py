@@ -26,9 +26,6 @@ def standard_score(
         std: their standard deviation, if the claim fixes that as well. Without
             it the sample's own is taken, which heavy tails inflate.
 
-    Raises:
-        ValueError: if the deviation is not positive.
-
     Implements eq-standard-score (book/workshop/data.md).
     """
     deviation = values.std().item() if std is None else std
@@ -45,9 +42,6 @@ def wilson_interval(
     correct: int, n: int, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Return the accuracies that `correct` right answers of n do not refute.
-
-    Raises:
-        ValueError: unless 0 <= correct <= n, n >= 1 and 0 < confidence < 1.
 
     Source: Wilson (1927).
 

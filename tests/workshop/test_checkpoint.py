@@ -165,7 +165,7 @@ def test_overlapping_tensors_are_refused_and_disjoint_ones_are_not(tmp_path):
             )
     tied = {"a": w, "b": w[:]}
     sentence = refused(lambda: save_checkpoint(tmp_path / "a", tied, {}))
-    assert "there under another name, too: ('b')" in sentence
+    assert "other names of tensors: ('b')" in sentence
     assert not list(tmp_path.iterdir())
     flat = torch.arange(10.0)
     one = {"a": flat[:5], "b": flat[4:]}  # a single number in both
@@ -177,7 +177,8 @@ def test_overlapping_tensors_are_refused_and_disjoint_ones_are_not(tmp_path):
     assert same(read_tensors(tmp_path / "a"), parts)
 
 
-def test_ties_are_recognised_by_memory(tmp_path):
+@pytest.mark.parametrize("mmap", [False, True])
+def test_ties_are_recognised_by_memory(tmp_path, mmap):
     model = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(2)])
     model[1].weight.data = model[0].weight.data
     assert list(model_tensors(model)) == ["0.weight"]
@@ -185,8 +186,10 @@ def test_ties_are_recognised_by_memory(tmp_path):
     with torch.no_grad():
         expected = model[0].weight.clone()
         model[0].weight.zero_()
-    load_checkpoint(model, tmp_path / "a")
+    load_checkpoint(model, tmp_path / "a", mmap=mmap)
+    assert torch.equal(model[0].weight, expected)
     assert torch.equal(model[1].weight, expected)
+    assert list(model_tensors(model)) == ["0.weight"]
 
 
 def test_wrappers_add_nothing_to_the_names():

@@ -1,10 +1,7 @@
-"""Laws of the data sets, and what the readers refuse: with real bad files."""
+"""Laws of the data sets, and what they refuse."""
 
-import gzip
 import itertools
-import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +15,9 @@ from tangled.workshop.data import (
     POSITIONS,
     SHAPE_NAMES,
     SHAPES,
-    DataError,
     DrawnShapes,
     Images,
     digits,
-    mnist,
     shapes,
     stratified_split,
 )
@@ -132,7 +127,7 @@ BAD_IMAGES = {
 def test_images_refuse_what_does_not_fit_together(case, plain_errors):
     wrong, message = BAD_IMAGES[case]
     assert len(Images(**GOOD)) == 2
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         Images(**{**GOOD, **wrong})
 
 
@@ -233,9 +228,9 @@ def test_a_class_of_one_item_cannot_be_split():
         stratified_split(torch.tensor([0, 0, 0, 0, 1]), (2,), 0)
 
 
-def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
+def test_without_scikit_learn_the_digits_say_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install 'signal-from"):
+    with pytest.raises(ModuleNotFoundError, match="sklearn"):
         digits()
 
 
@@ -340,173 +335,5 @@ def test_colours_have_their_usual_names():
     "wrong", [{"n": -1}, {"first": -1}, {"size": 7}, {"seed": -1}]
 )
 def test_shapes_refuse_arguments_out_of_range(wrong):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match="it takes"):
         shapes(**{"n": 2, "seed": 0, **wrong})
-
-
-# Folders: MNIST and Fashion-MNIST
-
-
-def idx(values, sizes, code=8):
-    header = bytes([0, 0, code, len(sizes)]) + struct.pack(
-        f">{len(sizes)}I", *sizes
-    )
-    return header + bytes(values)
-
-
-def write(path, data):
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
-@pytest.fixture(params=["", ".gz"])
-def folder(request, tmp_path):
-    """A folder as MNIST's: 120 pictures of 3 by 5 to learn, 20 to test."""
-    for part, n in (("train", 120), ("t10k", 20)):
-        pixels = [i * 7 % 256 for i in range(n * 15)]
-        write(
-            tmp_path / f"{part}-images-idx3-ubyte{request.param}",
-            idx(pixels, (n, 3, 5)),
-        )
-        write(
-            tmp_path / f"{part}-labels-idx1-ubyte{request.param}",
-            idx([i % 10 for i in range(n)], (n,)),
-        )
-    return tmp_path
-
-
-@pytest.mark.verifies("def-idx")
-def test_pictures_and_labels_come_back_and_stay_together(folder):
-    train, validation, test = mnist(folder)
-    assert (len(train), len(validation), len(test)) == (108, 12, 20)
-    assert test.pixels.shape == (20, 1, 3, 5)
-    assert test.pixels[1, 0, 2].tolist() == [
-        7 * i % 256 for i in range(25, 30)
-    ]
-    assert test.labels.tolist() == [i % 10 for i in range(20)]
-    # The pictures are all different: each finds the label it had before.
-    for part in (train, validation):
-        assert (part.labels.bincount(minlength=10) > 0).all()
-        for picture, label in zip(part.pixels, part.labels, strict=True):
-            values = [7 * i % 256 for i in range(1800)]
-            start = next(
-                i
-                for i in range(120)
-                if values[15 * i : 15 * i + 15] == picture.flatten().tolist()
-            )
-            assert start % 10 == label
-    assert mnist(str(folder)).test.classes == tuple("0123456789")
-    named = mnist(folder, tuple("abcdefghij"))
-    assert named.train.classes == tuple("abcdefghij")
-
-
-def test_the_plain_file_is_read_where_both_are(folder):
-    other = idx([9 - i % 10 for i in range(20)], (20,))
-    write(folder / "t10k-labels-idx1-ubyte", other)
-    labels = mnist(folder).test.labels
-    assert labels.tolist() == [9 - i % 10 for i in range(20)]
-
-
-BAD_FILES = {
-    "wrong magic number": (
-        "train-images",
-        idx([0] * 3, (3,)),
-        "is not an IDX file with 3 dimensions",
-    ),
-    "floats": (
-        "t10k-labels",
-        idx([0] * 80, (20,), code=13),
-        "is not an IDX file with 1 dimensions",
-    ),
-    "empty": ("t10k-images", b"", "is not an IDX file"),
-    "cut in the header": (
-        "t10k-images",
-        idx([], (20, 3, 5))[:10],
-        "is not an IDX file",
-    ),
-    "cut off": (
-        "t10k-images",
-        idx([0] * 299, (20, 3, 5)),
-        "announces 20 x 3 x 5 values and holds 299",
-    ),
-    "too long": (
-        "t10k-labels",
-        idx([0] * 3, (2,)),
-        "announces 2 values and holds 3",
-    ),
-    "another size": (
-        "t10k-images",
-        idx([0] * 200, (20, 2, 5)),
-        "holds images of two sizes",
-    ),
-    "a label too many": (
-        "t10k-labels",
-        idx([0] * 21, (21,)),
-        r"t10k-...-ubyte: labels must be an int64 tensor \[20\]",
-    ),
-    "label out of range": (
-        "train-labels",
-        idx([0] * 119 + [10], (120,)),
-        r"train-...-ubyte: labels must lie in 0..9, got 10",
-    ),
-}
-
-
-@pytest.mark.refutes("def-idx")
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_named_with_what_is_wrong(folder, case, plain_errors):
-    name, data, message = BAD_FILES[case]
-    (path,) = folder.glob(f"{name}*")
-    write(path, data)
-    with pytest.raises(DataError, match=message) as caught:
-        mnist(folder)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_is_named(folder):
-    (path,) = folder.glob("t10k-labels*")
-    path.unlink()
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte cannot be"):
-        mnist(folder)
-    with pytest.raises(DataError, match=r"nowhere.*cannot be read"):
-        mnist(folder / "nowhere")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"plain text",
-        gzip.compress(b"x" * 9999)[:-12],
-        gzip.compress(bytes(range(256)))[:12] + b"\xff" * 40,
-    ],
-    ids=["not gzip", "cut off", "damaged"],
-)
-def test_what_cannot_be_unpacked_is_named(folder, data):
-    for path in list(folder.glob("t10k-images*")):
-        path.unlink()
-    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(data)
-    with pytest.raises(DataError, match="t10k-images-idx3-ubyte cannot be"):
-        mnist(folder)
-
-
-def test_a_folder_in_place_of_a_file_is_named(folder):
-    for path in list(folder.glob("train-labels*")):
-        path.unlink()
-    (folder / "train-labels-idx1-ubyte").mkdir()
-    with pytest.raises(DataError, match="train-labels-idx1-ubyte cannot be"):
-        mnist(folder)
-
-
-def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
-    # As root every file may be read, so the refusal is made here.
-    read = Path.read_bytes
-
-    def refused(path):
-        if path.name.startswith("train-labels"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", refused)
-    message = "train-labels-idx1-ubyte cannot be read: .*Permission denied"
-    with pytest.raises(DataError, match=message):
-        mnist(folder)

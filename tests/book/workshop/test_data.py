@@ -4,11 +4,8 @@ Tangled from book/workshop/data.md.
 """
 
 import math
-import struct
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from statistics import NormalDist
 
 import pytest
@@ -20,7 +17,6 @@ from tangled.workshop.data import (
     COLOURS,
     DrawnShapes,
     Images,
-    _idx,
     shapes,
     stratified_split,
 )
@@ -238,45 +234,3 @@ def test_wrong_captions_and_items_are_caught():
         check_captions(mirrored)
     with pytest.raises(AssertionError, match="those before it"):
         check_captions(restarted)
-
-
-def idx_bytes(values: Tensor) -> bytes:
-    """Return the IDX file of an array of bytes."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-    body = values.to(torch.uint8).numpy().tobytes()
-    return bytes([0, 0, 8, values.ndim]) + sizes + body
-
-
-def check_reader(read: Callable[[Path, int], Tensor]) -> None:
-    """Check a reader on an array whose sizes are all different."""
-    values = torch.arange(300 * 2 * 3).reshape(300, 2, 3) % 251
-    assert idx_bytes(values)[:8].hex() == "000008030000012c"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "values"
-        path.write_bytes(idx_bytes(values))
-        found = read(path, 3)
-    assert found.shape == (300, 2, 3), "the sizes are wrong"
-    assert torch.equal(found.long(), values), "the values are wrong"
-
-
-def test_an_idx_file_comes_back():
-    check_reader(_idx)
-
-
-def little_endian(path: Path, dims: int) -> Tensor:
-    data = path.read_bytes()
-    sizes = struct.unpack_from(f"<{dims}I", data, offset=4)  # WRONG
-    body = torch.tensor(list(data[4 + 4 * dims :]))
-    return body if sizes[0] > 300 else body.reshape(sizes)
-
-
-def first_index_fastest(path: Path, dims: int) -> Tensor:
-    found = _idx(path, dims)
-    return found.flatten().reshape(3, 2, 300).permute(2, 1, 0)  # WRONG
-
-
-def test_wrong_readers_are_caught():
-    with pytest.raises(AssertionError, match="sizes"):
-        check_reader(little_endian)
-    with pytest.raises(AssertionError, match="values"):
-        check_reader(first_index_fastest)
