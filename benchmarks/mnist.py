@@ -2,9 +2,9 @@
 
     python benchmarks/mnist.py FOLDER [--device cuda]
 
-FOLDER holds the four files of MNIST, unpacked, with their original names. Told are the accuracy on the test
-pictures over five seeds and, to show that the files were read rightly, the mean and the standard
-deviation of the pixels. The table is written to `benchmarks/results.md`.
+FOLDER holds the four files of MNIST, unpacked, with their original names. Told are the accuracy on
+the test pictures over five seeds and, to show that the files were read rightly, the mean and the
+standard deviation of the pixels. The table is written to `benchmarks/results.md`.
 """
 
 import argparse
