@@ -2,7 +2,7 @@
 
 A recipe for such weights is a definition of the package, and the package itself makes what is
 missing, in a process of its own: loom imports neither torch nor `tangled`. What was made lies in
-`_build/artifacts`, with a table that tells how long it took.
+`_build/artifacts`, and says in its config.json how long it took.
 """
 
 import json
@@ -72,11 +72,14 @@ def make(root: Path, stdout: int | None = subprocess.DEVNULL) -> int:
 
 def seconds(book: Book) -> dict[str, float]:
     """How long the weights took to make, by the chapter that their recipe stands in."""
-    try:
-        table = json.loads((kernel.artifacts(book.root) / "table.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    took = {f"{row['module']}.{row['name']}": row["seconds"] for row in table}
+    took: dict[str, float] = {}
+    files = kernel.artifacts(book.root).glob("*/config.json")
+    for path in sorted(files, key=lambda path: path.stat().st_mtime):  # the newest counts
+        try:
+            told = json.loads(path.read_text("utf-8"))
+            took[f"{told['module']}.{told['recipe']}"] = told["seconds"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # of something else
     by_chapter: defaultdict[str, float] = defaultdict(float)
     for found in tangle(book).definitions:
         by_chapter[found.chapter] += took.get(found.dotted, 0.0)

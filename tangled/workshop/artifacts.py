@@ -170,20 +170,14 @@ def _make(recipe: Recipe, folder: Path) -> None:
 
 def command(package: str = "tangled") -> int:
     """Make all artefacts of a package, list them, return the exit status."""
-    home, rows = artifacts_folder(), []
     try:
-        home.mkdir(parents=True, exist_ok=True)
         for name, wanted in sorted(recipes(package).items()):
             if not _place(wanted).exists():
                 print(f"{name}: in the making", file=sys.stderr, flush=True)
             folder = artifact(wanted)
+            took = read_config(folder)["seconds"]
             size = sum(file.stat().st_size for file in folder.iterdir())
-            row = {n: read_config(folder)[n] for n in ("module", "seconds")}
-            rows.append({"name": name, **row})
-            print(folder.name, f"{size:,} bytes", *row.values(), "s")
-        draft = home / f"table.{os.getpid()}.json"
-        draft.write_text(json.dumps(rows, indent=2))
-        draft.replace(home / "table.json")
+            print(folder.name, f"{size:,} bytes", wanted.module, took, "s")
     except KeyboardInterrupt:
         print("interrupted: what was trained is kept", file=sys.stderr)
         return 130

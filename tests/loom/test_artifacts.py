@@ -1,6 +1,7 @@
 """`loom run` makes the weights that chapters share before it runs them."""
 
 import json
+import os
 import signal
 import time
 
@@ -144,16 +145,26 @@ def test_weights_are_charged_to_the_chapter_of_their_recipe(
         return capsys.readouterr().out.splitlines()
 
     assert "artefacts" not in "".join(table())
-    (small_book.root / "_build/artifacts").mkdir()
-    rows = [
-        {"name": "judge", "module": "tangled.diffusion.a", "seconds": 4.06},
-        {"name": "gone", "module": "tangled.diffusion.a", "seconds": 9.0},
-    ]
-    small_book.write("_build/artifacts/table.json", json.dumps(rows))
+    for when, (name, took) in enumerate(
+        [("judge", 7.0), ("judge", 4.06), ("gone", 9.0)], start=1
+    ):
+        folder = small_book.root / f"_build/artifacts/{name}-{when}"
+        folder.mkdir(parents=True)
+        told = {
+            "recipe": name,
+            "module": "tangled.diffusion.a",
+            "seconds": took,
+        }
+        (folder / "config.json").write_text(json.dumps(told))
+        os.utime(folder / "config.json", (when, when))
     head, a, b, together = table()
     assert head.split() == ["chapter", "seconds", "budget"]
     assert a.endswith("4  + 4.1 artefacts  over")
     assert "artefacts" not in b
     assert together.endswith("  + 4.1 artefacts")
-    small_book.write("_build/artifacts/table.json", "{")
-    assert "artefacts" not in "".join(table())
+    for bad in ("{", "[]", "3", '{"recipe": "judge"}'):
+        for config in (small_book.root / "_build/artifacts").glob(
+            "judge-*/*"
+        ):
+            config.write_text(bad)
+        assert "artefacts" not in "".join(table())
