@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ def sources(module: str) -> dict[str, str]:
             if isinstance(node, ast.Import):
                 waiting += [a.name for a in node.names]
             elif isinstance(node, ast.ImportFrom):
-                waiting += [f"{node.module}.{a.name}" for a in node.names]
-                waiting.append(str(node.module))
+                origin = "." * node.level + (node.module or "")
+                origin = resolve_name(origin, sys.modules[name].__package__)
+                waiting += [f"{origin}.{a.name}" for a in node.names]
+                waiting.append(origin)
             elif (
                 isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
                 and ast.get_docstring(node) is not None

@@ -57,7 +57,7 @@ FILES = {
 
         from tangled.workshop.artifacts import recipe
 
-        from toy import parts
+        from . import parts
 
 
         @recipe(width=3, seed=0)

@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -117,6 +118,33 @@ def test_what_goes_in_comes_out_and_the_library_reads_it(
         held = load_file(file)
         size = sum(tensor.nbytes for tensor in held.values())
         assert size <= limit or sum(t.nbytes > 0 for t in held.values()) == 1
+
+
+@pytest.mark.verifies("def-tensor-file")
+def test_numbers_of_four_bits_come_back_two_by_two(tmp_path):
+    """The header counts numbers; torch counts bytes, with two in each."""
+    bits = torch.arange(6, dtype=torch.uint8).reshape(2, 3)
+    tensors = {"a": bits.view(torch.float4_e2m1fn_x2)}
+    save_checkpoint(tmp_path / "a", tensors, {})
+    with safe_open(tmp_path / "a" / "model.safetensors", "pt") as file:
+        assert file.get_slice("a").get_shape() == [2, 6]
+    found = read_tensors(tmp_path / "a")
+    assert found["a"].shape == (2, 3)
+    assert torch.equal(found["a"].view(torch.uint8), bits)
+    model = nn.Module()
+    model.register_buffer("a", torch.zeros_like(bits).view(found["a"].dtype))
+    load_checkpoint(model, tmp_path / "a")
+    assert torch.equal(model.a.view(torch.uint8), bits)
+
+
+@pytest.mark.parametrize("name", ["F6_E2M3", "U4"])
+def test_a_dtype_that_torch_does_not_have_is_refused(tmp_path, name):
+    head = f'{{"a":{{"dtype":"{name}","shape":[4],"data_offsets":[0,3]}}}}'
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(head)) + head.encode() + bytes(3))
+    sentence = refused(lambda: read_tensors(file))
+    assert sentence.startswith(f"cannot read {file}: ")
+    assert name in sentence
 
 
 def test_a_header_whose_length_begins_like_a_pickle(tmp_path):
