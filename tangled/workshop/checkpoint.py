@@ -90,10 +90,8 @@ def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the first few of the names, and how many more there are."""
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"({shown}{more})"
+    """Return the first few of the names, and whether there are more."""
+    return f"({', '.join(map(repr, names[:3]))}{', ...' * (len(names) > 3)})"
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -284,14 +282,12 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint to a new folder, all of it or nothing.
 
-    Args:
-        folder: a name that does not exist yet, in a folder that does.
-        tensors: of any shape and device, each once (see `model_tensors`).
-        config: what JSON can hold, or there is a TypeError.
-        shard_bytes: above this size there are several files and an index.
+    The tensors may lie on any device, each under one name (`model_tensors`).
+    Above `shard_bytes` there are several files and an index.
 
     Raises:
         CheckpointError: if a tensor cannot be stored, or as `new_folder`.
+        TypeError: if JSON cannot hold the configuration.
     """
     text = json.dumps(dict(config), indent=2)
     with new_folder(folder) as partial:
@@ -426,16 +422,11 @@ def load_checkpoint(
 ) -> None:
     """Give a model the tensors of a checkpoint, if all of them fit.
 
-    A model on meta is on the CPU then. Parameters stay the same objects, and
-    tied ones stay tied. Buffers that are not persistent are left alone.
-
-    Args:
-        model: what is filled.
-        place: a folder, a single safetensors file, or an index of several.
-        keys: how names change (`match_keys`); without it, they do not.
-        cast: whether floating dtypes may be converted.
-        mmap: whether tensors on the CPU may be the mapped file itself. That
-            copies nothing; but nobody may write to the file from then on.
+    The place is a folder, a safetensors file, or an index of several; `keys`
+    and `cast` are as in `match_keys`. Parameters stay the same objects, tied
+    ones stay tied, and what was on meta is on the CPU. Buffers that are not
+    persistent are left alone. With `mmap`, tensors on the CPU are the mapped
+    file itself: nothing is copied, but nobody may write to it from then on.
 
     Raises:
         CheckpointError: if the checkpoint cannot be opened, or does not match

@@ -860,8 +860,8 @@ def test_one_sentence_names_everything():
     found["h"] = torch.empty(8, dtype=torch.int64, device="meta")
     told = (
         "checkpoint and model do not match: 1 misshaped ('b'), 5 extra ('x', "
-        "'y', 'z' and 2 more), {}1 torch.int64 for torch.float32 ('h'), "
-        "4 missing ('c', 'd', 'e' and 1 more), 1 set twice ('h')"
+        "'y', 'z', ...), {}1 torch.int64 for torch.float32 ('h'), "
+        "4 missing ('c', 'd', 'e', ...), 1 set twice ('h')"
     )
     half = "1 torch.float16 for torch.float32 ('g'), "
     for cast, more in ((False, half), (True, "")):
