@@ -386,7 +386,7 @@ def match_keys(
             kinds = part.dtype, state[target].dtype
             floating = all(kind.is_floating_point for kind in kinds)
             if kinds[0] != kinds[1] and not (cast and floating):
-                trouble["{} for {}".format(*kinds)].append(target)
+                trouble["in {}, not {}".format(*kinds)].append(target)
     for name in dict.fromkeys(first.values()):
         if uses[name] != 1:
             trouble["set twice" if uses[name] else "missing"].append(name)

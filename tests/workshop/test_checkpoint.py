@@ -860,10 +860,10 @@ def test_one_sentence_names_everything():
     found["h"] = torch.empty(8, dtype=torch.int64, device="meta")
     told = (
         "checkpoint and model do not match: 1 misshaped ('b'), 5 extra ('x', "
-        "'y', 'z', ...), {}1 torch.int64 for torch.float32 ('h'), "
+        "'y', 'z', ...), {}1 in torch.int64, not torch.float32 ('h'), "
         "4 missing ('c', 'd', 'e', ...), 1 set twice ('h')"
     )
-    half = "1 torch.float16 for torch.float32 ('g'), "
+    half = "1 in torch.float16, not torch.float32 ('g'), "
     for cast, more in ((False, half), (True, "")):
         assert refused(
             lambda cast=cast: match_keys(wanted, found, {"i": "h"}, cast=cast)
@@ -1147,7 +1147,7 @@ def test_dtypes(tmp_path, held, wanted, cast, fine):
     else:
         assert refused(load) == (
             f"{tmp_path}/a: checkpoint and model do not match: "
-            f"1 {held} for {wanted} ('a')"
+            f"1 in {held}, not {wanted} ('a')"
         )
         assert not model.a.any()
 
