@@ -3,12 +3,10 @@
 Tangled from book/foundations/training.md.
 """
 
-import argparse
-import importlib
-import sys
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import pairwise, starmap
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +14,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from tangled.foundations.training import (
-    Row,
-    Run,
-    Training,
-    TrainingError,
-    process_group,
-    train,
-    warmup_cosine,
-)
+from tangled.foundations.training import Run, Training, train, warmup_cosine
 from tangled.workshop.artifacts import recipe
-from tangled.workshop.checkpoint import CheckpointError
 from tangled.workshop.data import SHAPE_NAMES, Images, digits, shapes
-from tangled.workshop.statistics import wilson_interval
 
 __all__ = [
     "Classifier",
     "classification_losses",
-    "command",
     "digits_classifier",
     "digits_judge",
     "learn",
@@ -55,21 +42,15 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [channels, *(width * 2**level for level in range(levels))]
-        self.body = nn.Sequential(
-            *(_level(before, after) for before, after in pairwise(sizes))
-        )
+        self.body = nn.Sequential(*starmap(_level, pairwise(sizes)))
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(sizes[-1], classes)
 
-    def features(
-        self, x0: Float[Tensor, "B C H W"]
-    ) -> Float[Tensor, "B features"]:
+    def features(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
         """Return what the classifier sees in pictures, before it decides."""
         return self.body(x0).mean((2, 3))
 
-    def forward(
-        self, x0: Float[Tensor, "B C H W"]
-    ) -> Float[Tensor, "B classes"]:
+    def forward(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Return the logits of pictures in [-1, 1]."""
         return self.head(self.dropout(self.features(x0)))
 
@@ -98,12 +79,11 @@ def learn(
     train_set: Images,
     steps: int,
     seed: int,
-    folder: Path | None = None,
-    save_every: int | None = None,
-    micro_batches: int = 1,
     device: torch.device | str = "cpu",
+    micro_batches: int = 1,
+    **options: Any,
 ) -> Run:
-    """Build and train a classifier, in batches of 64; see `train`.
+    """Build and train a classifier, in batches of 64, with options of `Run`.
 
     All follows from the seed: first weights, order and dropout.
     """
@@ -117,9 +97,8 @@ def learn(
         AdamW(model.parameters(), lr=3e-3, weight_decay=0.01),
         Training(steps, micro_batches=micro_batches, seed=seed),
         lr_factor=warmup_cosine(steps, warmup=steps // 10),
-        folder=folder,
-        save_every=save_every,
         log_every=10,
+        **options,
     )
 
 
@@ -149,63 +128,17 @@ def shapes_classifier() -> Classifier:
 @recipe(steps=400, seed=0)
 def digits_judge(
     folder: Path, *, steps: int, seed: int
-) -> tuple[nn.Module, list[Row]]:
+) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Make the judge of digits, a `digits_classifier`."""
-    train_set = digits().train
-    run = learn(digits_classifier, train_set, steps, seed, folder, 100)
+    run = learn(digits_classifier, digits().train, steps, seed, folder=folder)
     return run.model, run.log
 
 
 @recipe(steps=200, seed=0, pictures=4000)
 def shapes_judge(
     folder: Path, *, steps: int, seed: int, pictures: int
-) -> tuple[nn.Module, list[Row]]:
+) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Make the judge of shapes; the first 1,000 pictures are for tests."""
     train_set = shapes(pictures, seed=0, first=1000)
-    run = learn(shapes_classifier, train_set, steps, seed, folder, 50)
+    run = learn(shapes_classifier, train_set, steps, seed, folder=folder)
     return run.model, run.log
-
-
-def command(arguments: Sequence[str] | None = None) -> int:
-    """Train a classifier and test it; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tangled.foundations.classifier",
-        description="Train a classifier; go on if it was stopped before.",
-    )
-    parser.add_argument("folder", type=Path, help="of checkpoints and log")
-    sets = ("digits", "shapes")
-    parser.add_argument("--data", choices=sets, default="digits")
-    numbers = {"steps": 400, "seed": 0, "save-every": 50, "micro-batches": 1}
-    for name, value in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    options = vars(parser.parse_args(arguments))
-    if options.pop("data") == "digits":
-        build, (train_set, _, test_set) = digits_classifier, digits()
-    else:
-        build, train_set = shapes_classifier, shapes(4000, 0, first=1000)
-        test_set = shapes(1000, 0)
-    try:
-        with process_group() as device:
-            run = learn(build, train_set, device=device, **options)
-            answers = predictions(run.model, test_set)
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted", file=sys.stderr)
-        return 130
-    except (TrainingError, CheckpointError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if run.rank == 0:
-        correct = int((answers == test_set.labels).sum())
-        low, high = wilson_interval(correct, len(test_set))
-        print(
-            f"{run.step} steps: {correct} of {len(test_set)} right "
-            f"(95% interval {low:.1%} to {high:.1%})"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    # Under its own name, so that there is one class of each kind.
-    sys.exit(
-        importlib.import_module("tangled.foundations.classifier").command()
-    )

@@ -7,7 +7,6 @@ ended. `torchrun runs.py JOB` is one process of a job.
 
 import contextlib
 import errno
-import io
 import json
 import os
 import resource
@@ -23,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tangled.foundations import classifier
 from tangled.foundations.training import (
     Run,
     Training,
@@ -184,9 +182,9 @@ def share(
             model, LOSSES[losses], Points(torch.float64), optimizer, config
         )
         model.train()
-        loss, norm, *_ = run.gradient().tolist()
+        rows = [run.update()[0]]
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-        rows = [run.update()[0] for _ in range(5)]
+        rows += [run.update()[0] for _ in range(5)]
     weights = [
         p.flatten() for p in (*model.parameters(), *run.averaged.parameters())
     ]
@@ -194,18 +192,9 @@ def share(
         "gradient": gradient.tolist(),
         "weights": torch.cat(weights).tolist(),
         "items": [row["items"] for row in rows],
-        "norm": [norm, *(row["norm"] for row in rows)],
-        "loss": [loss, *(row["loss"] for row in rows)],
+        "norm": [row["norm"] for row in rows],
+        "loss": [row["loss"] for row in rows],
     }
-
-
-def command(arguments: list[str], stop_at: int = -1) -> dict[str, Any]:
-    """Run the classifier's program; send SIGTERM so that it ends after a step."""
-    stopped_in([stop_at])
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = classifier.command(arguments)
-    return {"status": status, "out": out.getvalue(), "err": err.getvalue()}
 
 
 def both(folder: str, shares: dict[str, Any], told: str) -> None:
@@ -217,7 +206,7 @@ def both(folder: str, shares: dict[str, Any], told: str) -> None:
         fussy(folder, evaluate=summary, **endless)
 
 
-JOBS = {"train": train_it, "share": share, "command": command, "both": both}
+JOBS = {"train": train_it, "share": share, "both": both}
 
 
 # ---- accidents

@@ -1,12 +1,5 @@
 """The classifier: what it is, how it answers, and how its program ends."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,18 +8,16 @@ from tangled.foundations import classifier
 from tangled.foundations.classifier import (
     Classifier,
     classification_losses,
-    command,
     digits_classifier,
     learn,
     predictions,
     shapes_classifier,
 )
-from tangled.foundations.training import checkpoints, read_log, warmup_cosine
+from tangled.foundations.training import checkpoints, warmup_cosine
 from tangled.workshop.artifacts import recipes
 from tangled.workshop.checkpoint import (
     load_checkpoint,
-    read_tensors,
-    save_checkpoint,
+    read_config,
 )
 from tangled.workshop.data import SHAPE_NAMES, digits, shapes
 
@@ -151,7 +142,7 @@ def test_recipes_save_what_they_train(tmp_path):
         again = build()
         load_checkpoint(again, checkpoints(folder)[-1] / "model")
         assert all(map(torch.equal, again.parameters(), model.parameters()))
-        assert log == read_log(folder)
+        assert log == read_config(checkpoints(folder)[-1] / "model")["log"]
         other, _ = recipes()[name].make(
             tmp_path / f"{name} 2", **settings | {"seed": 2}
         )
@@ -169,114 +160,3 @@ def test_the_judge_of_shapes_has_not_seen_the_tests(tmp_path, monkeypatch):
     settings = dict(recipes()["shapes_judge"].config) | {"steps": 1}
     recipes()["shapes_judge"].make(tmp_path, **settings)
     assert asked == [range(1000, 5000)]
-
-
-# ---- the program
-
-
-def test_the_program_says_how_it_went(tmp_path, capsys):
-    words = [str(tmp_path / "a"), "--steps=3", "--save-every=2"]
-    for _ in range(2):  # the second time, all is done already
-        assert command(words) == 0
-        out, err = capsys.readouterr()
-        assert out.startswith("3 steps: ")
-        assert " of 500 right (95% interval " in out
-        assert err == ""
-    assert [path.name[-1] for path in checkpoints(tmp_path / "a")] == [
-        "2",
-        "3",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--steps=0"], "steps must be a whole number from 1 on, got 0"),
-        (["--seed=-1"], "seed must be a whole number from 0 on, got -1"),
-        (["--save-every=0"], "save_every must be at least 1, got 0"),
-        (["--micro-batches=3"], "batch_size 64 cannot be cut"),
-        (["--micro-batches=2"], "is not the checkpoint of a run"),
-    ],
-)
-def test_the_program_ends_with_a_sentence(tmp_path, capsys, words, said):
-    (tmp_path / "step-00000001").mkdir()
-    save_checkpoint(
-        tmp_path / "step-00000001" / "model", {"a": torch.ones(1)}, {}
-    )
-    assert command([str(tmp_path), *words]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert said in err
-    assert err.count("\n") == 1
-
-
-def test_a_folder_that_is_a_file(tmp_path, capsys):
-    (tmp_path / "a").touch()
-    assert command([str(tmp_path / "a"), "--steps=1"]) == 1
-    assert f"{tmp_path}/a" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "words", [[], ["a", "--data=faces"], ["a", "--steps=many"]]
-)
-def test_words_that_the_program_does_not_know(words, capsys):
-    with pytest.raises(SystemExit) as end:
-        command(words)
-    assert end.value.code == 2
-    assert (
-        "usage: python -m tangled.foundations.classifier"
-        in capsys.readouterr().err
-    )
-
-
-def test_the_second_ctrl_c_is_told_too(tmp_path, capsys, monkeypatch):
-    def stops(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(classifier, "learn", stops)
-    assert command([str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
-@pytest.mark.verifies("thm-resume")
-def test_a_program_that_is_stopped_goes_on_to_the_same_bits(runs, tmp_path):
-    """Wherever the signals find it; the reference is never stopped before the end."""
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    for number, before in ((signal.SIGTERM, 1), (signal.SIGINT, 4)):
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tangled.foundations.classifier",
-                stopped,
-                "--steps=100000",
-            ],
-            env=runs.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        log = stopped / "log.jsonl"
-        while process.poll() is None and not (
-            log.exists() and log.read_text().count("\n") >= before
-        ):
-            time.sleep(0.005)
-        os.kill(process.pid, number)
-        out, err = process.communicate(timeout=60)
-        newest = checkpoints(stopped)[-1]
-        step = int(newest.name.removeprefix("step-"))
-        assert (process.returncode, out) == (130, "")
-        assert err == f"stopped after step {step}; kept: {newest}\n"
-    words = [str(whole), "--steps=100000"]
-    end = runs.do("command", arguments=words, stop_at=step).result
-    assert end["status"] == 130
-    for part in ("model", "optimizer"):
-        ours = read_tensors(newest / part)
-        theirs = read_tensors(Path(whole, newest.name, part))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    rows = [
-        [{**row, "seconds": 0} for row in read_log(f)]
-        for f in (stopped, whole)
-    ]
-    assert rows[0] == rows[1]

@@ -31,6 +31,13 @@ def trained(data, folder=None, steps=8, **changes):
     return train(model, losses, data, optimizer, config, folder=folder)
 
 
+class Stream(IterableDataset):
+    """Batches of a length that is not known."""
+
+    def __iter__(self):
+        return iter(torch.arange(48.0).reshape(3, 8, 2))
+
+
 KINDS = {
     "tensor": lambda: torch.arange(48.0).reshape(24, 2),
     "items": Noisy,
@@ -39,6 +46,7 @@ KINDS = {
     "generator": lambda: DataLoader(
         Noisy(), 8, shuffle=True, generator=torch.Generator()
     ),
+    "stream": Stream,
     "list": lambda: list(torch.arange(48.0).reshape(3, 8, 2)),
 }
 
@@ -63,20 +71,13 @@ def test_a_loader_gives_the_parts_of_a_step():
     torch.testing.assert_close(whole.model.weight, parts.model.weight)
 
 
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(torch.ones(8, 2))
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (Stream(), "data must be a data set, or an iterable of batches"),
-        ({"x": torch.ones(24, 2)}, "data must be a data set"),
-        (3, "data must be a data set"),
-        ([object()] * 0, "data had 0 batches in epoch 0"),
-        (iter([torch.ones(8, 2)]), "data had 0 batches in epoch 1"),
-        (DataLoader(Noisy(), 6), "batch_size 8 is not 1 x 6"),
+        ({"x": torch.ones(24, 2)}, r"batch_size must lie in 1\.\.1"),
+        (3, "'int' object is not iterable"),
+        ([object()] * 0, "epoch 0 of the data had 0 batches"),
+        (iter([torch.ones(8, 2)]), "epoch 1 of the data had 0 batches"),
         (
             DataLoader(Noisy(), 8, num_workers=1, persistent_workers=True),
             "persistent_workers keep state",
@@ -108,18 +109,6 @@ def test_what_is_refused_before_the_first_step():
             torch.optim.SGD(m.parameters(), 0.1),
             Training(1, 8),
         )
-    for model, words in (
-        (nn.DataParallel(nn.Linear(2, 2)), "model must be neither wrapped"),
-        (nn.Linear(2, 2).half(), "float16 parameters"),
-    ):
-        with pytest.raises(TypeError, match=words):
-            train(
-                model,
-                losses,
-                KINDS["tensor"](),
-                torch.optim.SGD(model.parameters(), 0.1),
-                Training(1, 8),
-            )
 
 
 def test_a_compiled_model_is_saved_under_its_own_names(tmp_path):

@@ -21,7 +21,7 @@ from tangled.foundations.training import (
     Run,
     Training,
     accumulate,
-    batch_indices,
+    epoch_batches,
     moving_average,
     train,
     warmup_cosine,
@@ -30,12 +30,12 @@ from tangled.workshop.checkpoint import model_tensors
 from tangled.workshop.statistics import standard_score
 
 
-def check_batches(indices: Callable[[int, int, int, int], Tensor]) -> None:
+def check_batches(batches: Callable[[int, int, int, int], Tensor]) -> None:
     """Check mean and variance of the pairs above over 4,000 epochs."""
     g = torch.tensor([-1.0, -2.0, -3.0, -6.0]).double()
     pairs = g[torch.combinations(torch.arange(4))].mean(1)
     drawn = torch.stack(
-        [g[indices(4, 2, 2 * epoch, 0)].mean() for epoch in range(4000)]
+        [g[batches(4, 2, epoch, 0)[0]].mean() for epoch in range(4000)]
     )
     for found, exact in (
         (drawn, pairs),
@@ -47,21 +47,21 @@ def check_batches(indices: Callable[[int, int, int, int], Tensor]) -> None:
 
 
 def test_batches_have_the_mean_and_the_variance_of_all_pairs():
-    check_batches(batch_indices)
+    check_batches(epoch_batches)
 
 
 def test_batches_in_file_order_are_no_draw():
-    def in_file_order(n, size, step, seed):  # WRONG: sorted again
-        return batch_indices(n, n, 0, seed).sort().values[:size]
+    def in_file_order(n, size, epoch, seed):  # WRONG: sorted again
+        return epoch_batches(n, n, epoch, seed).sort().values[:, :size]
 
     with pytest.raises(AssertionError, match="standard errors off"):
         check_batches(in_file_order)
 
 
 def test_batches_with_replacement_have_more_variance():
-    def with_replacement(n, size, step, seed):  # WRONG: one example twice
-        first = (batch_indices(n, 1, step * n + i, seed) for i in (0, 7))
-        return torch.cat(list(first))
+    def with_replacement(n, size, epoch, seed):  # WRONG: one example twice
+        first = (epoch_batches(n, 1, epoch, s)[0] for s in range(size))
+        return torch.stack(list(first), 1)
 
     with pytest.raises(AssertionError, match="standard errors off"):
         check_batches(with_replacement)
@@ -202,10 +202,11 @@ def fussy_run(folder=None, evaluate=None, losses=noisy) -> Run:
 
 def bits(run: Run) -> list[object]:
     """Return all of a run's state, and its log without the seconds."""
-    optimizer, _ = run._remembered()
     average = model_tensors(run.averaged)
     kept = {f"average.{name}": x for name, x in average.items()}
-    kept |= model_tensors(run.core) | optimizer
+    kept |= model_tensors(run.core)
+    for i, entries in run.optimizer.state_dict()["state"].items():
+        kept |= {f"optimizer.{i}.{name}": x for name, x in entries.items()}
     found = {n: x.detach().numpy().tobytes() for n, x in kept.items()}
     rows = [{**row, "seconds": 0} for row in run.log]
     return [run.step, rows, found]
@@ -233,7 +234,7 @@ def test_an_interrupted_run_is_the_same_run():
 
 def test_moments_that_are_forgotten():
     with (  # WRONG: the optimiser begins anew
-        patch.object(Run, "_remember", lambda run, tensors, rest: None),
+        patch.object(AdamW, "load_state_dict", lambda optimizer, state: None),
         pytest.raises(AssertionError, match="another run after step 4"),
     ):
         check_resume()
