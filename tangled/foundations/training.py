@@ -222,7 +222,7 @@ class Run:
     folder: str | Path | None = None  # of checkpoints and log.jsonl
     save_every: int | None = None  # steps; the last one is saved anyway
     keep: int = 2  # how many checkpoints stay
-    evaluate: Callable[["Run"], Mapping[str, float]] | None = None
+    evaluate: Callable[["Run"], Mapping[str, float]] | None = None  # to log
     evaluate_every: int | None = None  # steps; and after the last one
     log_every: int | None = 1  # steps; what is evaluated is logged anyway
 
@@ -232,14 +232,21 @@ class Run:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.processes = dist.get_world_size() if dist.is_initialized() else 1
         self.step, self.log = 0, list[dict[str, Any]]()
-        self.trained = _trained(self.core, self.optimizer)
+        self._settings = self.optimizer.state_dict()["param_groups"]
+        self._exempt = _not_finite(self.core)
+        names = {p: n for n, p in self.core.named_parameters()}
+        wanted = {p for p in names if p.requires_grad}
+        held = [p for g in self.optimizer.param_groups for p in g["params"]]
+        lacking = sorted(names[p] for p in wanted - set(held))
+        what = f"the optimizer lacks {lacking} of what the model trains, and "
+        what += f"has {len(held)} parameters for {len(wanted)}"
+        _require(not lacking and len(held) == len(wanted), what)
+        self.trained = {names[p]: p for p in held}  # in its order
         self.parts, self.average = self._parts(), None
         self.averaged = self.core
         if self.config.ema_decay is not None:
             self.average = moving_average(self.core, self.config.ema_decay)
             self.averaged = self.average.module
-        self._settings = self.optimizer.state_dict()["param_groups"]
-        self._exempt = _not_finite(self.core)
 
     def update(
         self, stop: bool = False, look: bool = True
@@ -287,10 +294,7 @@ class Run:
         return row, stop and (look or self.processes == 1)
 
     def _parts(self) -> Iterator[tuple[Any, int]]:
-        """Return this process's parts from the next step on, with seeds.
-
-        Implements def-run-state (book/foundations/training.md).
-        """
+        """Return this process's parts from the next step on, with seeds."""
         data, seed, size = self.data, self.config.seed, self.config.batch_size
         share = self.config.micro_batches
         count, length = self.processes * share, operator.length_hint(data)
@@ -338,8 +342,6 @@ class Run:
         """Write the state into a new folder step-<number>, or nothing at all.
 
         Raises TrainingError if an entry is not finite that was at the start.
-
-        Implements thm-resume (book/foundations/training.md).
         """
         if self.folder is None or self.rank > 0:
             return
@@ -485,17 +487,6 @@ class Run:
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says why."""
-
-
-def _trained(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return the trained parameters by name, in the optimiser's order."""
-    trained = {p: n for n, p in model.named_parameters() if p.requires_grad}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    lacking = sorted(trained[p] for p in trained.keys() - set(held))
-    what = f"the optimizer lacks {lacking} of what the model trains, and has "
-    what += f"{len(held)} parameters for {len(trained)}"
-    _require(not lacking and len(held) == len(trained), what)
-    return {trained[p]: p for p in held}
 
 
 def _not_finite(model: nn.Module) -> set[str]:

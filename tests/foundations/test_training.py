@@ -887,6 +887,7 @@ def test_the_generator_of_the_caller_is_left_alone():
 
 
 def test_every_part_of_every_step_draws_its_own():
+    """And what the layers draw is not what the loss draws."""
     drawn = []
 
     def losses(model, batch, generator):
@@ -904,11 +905,8 @@ def test_every_part_of_every_step_draws_its_own():
         train(
             model, losses, Points(), optimizer, Training(3, 8, 4, seed=seed)
         )
-    assert (
-        len({pair[0] for pair in drawn})
-        == len({pair[1] for pair in drawn})
-        == 24
-    )
+    assert len(drawn) == 24
+    assert len({number for pair in drawn for number in pair}) == 48
 
 
 def test_evaluation_mode_and_training_mode():
@@ -953,6 +951,21 @@ def test_rows_of_the_log(tmp_path):
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 8')
     assert read_log(tmp_path) == run.log
+
+
+@pytest.mark.parametrize("never", [None, 0])
+def test_what_is_asked_for_at_no_step_is_done_at_the_last(tmp_path, never):
+    asked = []
+    run = fussy(
+        tmp_path,
+        evaluate=lambda run: asked.append(run.step) or {},
+        evaluate_every=never,
+        log_every=never,
+        save_every=never,
+        keep=9,
+    )
+    assert asked == [row["step"] for row in run.log] == [6]
+    assert [path.name[-1] for path in checkpoints(tmp_path)] == ["0", "6"]
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):

@@ -89,6 +89,28 @@ def test_what_gives_no_batch_is_refused(data, words):
         trained(data)
 
 
+def test_a_loader_has_a_batch_size_of_its_own():
+    """The mean is over the items that came, however many they are."""
+    run = trained(DataLoader(KINDS["tensor"](), 6), steps=4, batch_size=1)
+    assert [row["items"] for row in run.log] == [6, 6, 6, 6]
+
+
+def test_a_data_set_draws_anew_in_every_epoch_for_every_part():
+    """Neither the noise of an item nor a loader's order comes back."""
+    for kind in ("items", "loader", "workers", "generator"):
+        seen = []
+
+        def losses(model, batch, generator, seen=seen):
+            seen.append(batch["x"].clone())
+            return model(batch["x"]).square().sum(1)
+
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        train(model, losses, KINDS[kind](), optimizer, Training(9, 8))
+        noise = torch.cat(seen)[:, 0] * 24 % 1
+        assert len(noise.unique()) == len(noise) == 72
+
+
 def test_items_that_are_no_tensors():
     class Pictures(Noisy):
         def __getitem__(self, i):
