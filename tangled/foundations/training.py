@@ -221,7 +221,7 @@ class Run:
     lr_factor: Callable[[int], float] = lambda step: 1.0  # of the rates
     folder: str | Path | None = None  # of checkpoints and log.jsonl
     save_every: int | None = None  # steps; the last one is saved anyway
-    keep: int = 2  # how many checkpoints stay
+    keep: int = 2  # how many checkpoints stay; 0: all of them
     evaluate: Callable[["Run"], Mapping[str, float]] | None = None  # to log
     evaluate_every: int | None = None  # steps; and after the last one
     log_every: int | None = 1  # steps; what is evaluated is logged anyway
@@ -269,8 +269,8 @@ class Run:
         for p in weights:  # 0 where no loss reaches
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         gradients = [p.grad for p in weights]
-        _exchange([sums, *gradients], add=True)
-        torch._foreach_div_(gradients, sums[1])
+        _exchange([sums, *gradients], add=True)  # over all processes
+        torch._foreach_mul_(gradients, 1 / sums[1])  # now of the mean loss
         norm = nn.utils.clip_grad_norm_(weights, config.max_norm or math.inf)
         groups, row = self.optimizer.param_groups, {}
         rates, factor = [g["lr"] for g in groups], self.lr_factor(self.step)
@@ -323,8 +323,9 @@ class Run:
                     source = source.reshape(-1, size // count)
                 fresh = derived_seed(seed, 2, epoch)  # of a loader's shuffle
                 torch.default_generator.manual_seed(fresh)
-                if getattr(data, "generator", None) is not None:
-                    data.generator.manual_seed(fresh)
+                for owner in (data, getattr(data, "sampler", None)):
+                    if getattr(owner, "generator", None) is not None:
+                        owner.generator.manual_seed(fresh)
                 for part in source:
                     mine = number % count // share == self.rank
                     if mine and number >= start:

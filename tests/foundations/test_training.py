@@ -433,7 +433,7 @@ def test_a_run_can_be_made_longer(five, tmp_path):
 
 
 def test_the_number_of_checkpoints(tmp_path):
-    for keep in (1, 2, 3, 9):
+    for keep in (1, 2, 3, 9, 0):
         fussy(tmp_path / f"{keep}", 6, keep=keep)
         names = [path.name[-1] for path in checkpoints(tmp_path / f"{keep}")]
         assert names == ["0", "2", "4", "6"][-keep:]

@@ -3,7 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+)
 
 from tangled.foundations.training import Training, TrainingError, train
 
@@ -45,6 +50,11 @@ KINDS = {
     "workers": lambda: DataLoader(Noisy(), 8, shuffle=True, num_workers=2),
     "generator": lambda: DataLoader(
         Noisy(), 8, shuffle=True, generator=torch.Generator()
+    ),
+    "sampler": lambda: DataLoader(
+        Noisy(),
+        8,
+        sampler=RandomSampler(Noisy(), generator=torch.Generator()),
     ),
     "stream": Stream,
     "list": lambda: list(torch.arange(48.0).reshape(3, 8, 2)),
