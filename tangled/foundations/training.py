@@ -545,10 +545,7 @@ def train(model, losses, data, optimizer, config, **options: Any) -> Run:
 
 @contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Yield the device of this process; under torchrun, join the others.
-
-    It is the process's own GPU, with NCCL, or the CPU, with gloo.
-    """
+    """Yield this process's GPU or the CPU; under torchrun, join the others."""
     cuda, rank = torch.cuda.is_available(), os.environ.get("LOCAL_RANK")
     device = torch.device(f"cuda:{rank or 0}" if cuda else "cpu")
     if cuda:
