@@ -1,5 +1,7 @@
 """What a run can be trained on: tensors, data sets, loaders; each resumed to the same bits."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -41,6 +43,13 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         return iter(torch.arange(48.0).reshape(3, 8, 2))
+
+
+class Short(list):
+    """Batches of which the last is lost."""
+
+    def __iter__(self):
+        return itertools.islice(super().__iter__(), len(self) - 1)
 
 
 KINDS = {
@@ -86,6 +95,7 @@ def test_a_loader_gives_the_parts_of_a_step():
     [
         ({"x": torch.ones(24, 2)}, r"batch_size must lie in 1\.\.1"),
         (3, "'int' object is not iterable"),
+        (Short(torch.ones(3, 8, 2)), "epoch 0 of the data had 2 batches"),
         ([object()] * 0, "epoch 0 of the data had 0 batches"),
         (iter([torch.ones(8, 2)]), "epoch 1 of the data had 0 batches"),
         (
