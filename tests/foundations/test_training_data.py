@@ -12,7 +12,12 @@ from torch.utils.data import (
     RandomSampler,
 )
 
-from tangled.foundations.training import Training, TrainingError, train
+from tangled.foundations.training import (
+    Training,
+    TrainingError,
+    accumulate,
+    train,
+)
 
 
 class Noisy(Dataset):
@@ -129,6 +134,43 @@ def test_a_data_set_draws_anew_in_every_epoch_for_every_part():
         train(model, losses, KINDS[kind](), optimizer, Training(9, 8))
         noise = torch.cat(seen)[:, 0] * 24 % 1
         assert len(noise.unique()) == len(noise) == 72
+
+
+def test_a_nested_batch_is_moved_to_the_device():
+    class Moved:
+        """Something that can be moved, and tells where it is."""
+
+        def to(self, device, **how):
+            self.device = device
+            return self
+
+    model, here = nn.Linear(1, 1), [Moved() for _ in range(4)]
+    batch = {"a": here[0], "b": [here[1], (here[2], {"c": here[3]})], "d": 5}
+
+    def losses(model, batch, generator):
+        found = [batch["a"], batch["b"][0], batch["b"][1][0]]
+        assert [*found, batch["b"][1][1]["c"]] == here
+        assert batch["d"] == 5
+        return model(torch.ones(1, 1)).sum(1)
+
+    accumulate(model, losses, [(batch, 0)])
+    assert [x.device for x in here] == [torch.device("cpu")] * 4
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_parameter_that_no_loss_reaches_stays(micro_batches):
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    before = model[1].weight.detach().clone()
+    run = train(
+        model,
+        lambda model, x, generator: model[0](x).square().sum(1),
+        KINDS["tensor"](),
+        torch.optim.SGD(model.parameters(), 0.1),
+        Training(3, 8, micro_batches),
+    )
+    assert torch.equal(run.model[1].weight, before)
+    assert torch.equal(model[1].weight.grad, torch.zeros(2, 2))
 
 
 def test_items_that_are_no_tensors():
