@@ -4,20 +4,28 @@ Tangled from book/diffusion/ddim.md.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tangled.diffusion.checks import check_order
+from tangled.diffusion.ddpm import (
+    Move,
+    guessed,
+    last,
+    respaced,
+    reverse_chain,
+    widened,
+)
 from tangled.diffusion.elbo import Denoiser
-from tangled.diffusion.prediction import Prediction, convert, denoiser
+from tangled.diffusion.prediction import Prediction, convert
 from tangled.diffusion.schedule import Schedule
 
 __all__ = [
     "ddim_invert",
     "ddim_mean",
+    "ddim_move",
     "ddim_sample",
     "ddim_sigma",
     "euler_step",
@@ -73,67 +81,70 @@ def ddim_mean(
     return schedule.signal[s].item() * x0 + room.sqrt().item() * eps
 
 
-@torch.no_grad()
+def ddim_move(
+    schedule: Schedule,
+    prediction: str = Prediction.EPS,
+    eta: float = 0.0,
+    clip: bool = False,
+    generator: torch.Generator | None = None,
+) -> Move:
+    """Return the move of DDIM over the steps of a (respaced) schedule.
+
+    Arguments and errors are those of `ddim_sample`.
+
+    Implements alg-ddim (book/diffusion/ddim.md).
+    """
+    sigma = [
+        ddim_sigma(schedule, i, max(i - 1, 0), eta).item()
+        for i in range(schedule.T + 1)
+    ]
+
+    def move(x: Tensor, output: Tensor, i: int) -> Tensor:
+        at = torch.full(x.shape[:1], i, device=x.device)
+        guess = guessed(output, x, at, schedule, prediction, clip)
+        x = ddim_mean(guess, x, i, i - 1, schedule, sigma[i])
+        if sigma[i]:
+            x = x + sigma[i] * torch.empty_like(x).normal_(
+                generator=generator
+            )
+        return x
+
+    return move
+
+
 def ddim_sample(
-    model: Denoiser,
+    network: Denoiser,
     xT: Float[Tensor, "B *dims"],
     schedule: Schedule,
     steps: Iterable[int],
     *,
     prediction: str = Prediction.EPS,
     eta: float = 0.0,
+    clip: bool = False,
     generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> Float[Tensor, "B *dims"]:
     """Return samples of x_0 from the noise xT, over decreasing steps.
 
-    `model(xt, t)` sees xt in the dtype of xT and returns the prediction.
+    `network(xt, t)` sees xt in the dtype of xT and returns the prediction.
     `steps` are the levels at which it is called; the last jump leads to 0.
-    No tensor is read inside the loop.
+    If `clip`, guesses of x_0 are clipped to [-1, 1]. No tensor is read inside
+    the loop.
 
     Raises:
         TypeError: if a step is not a whole number.
         ValueError: if the steps do not fall within 1..T, or eta is not in
             0..1.
-        FloatingPointError: if the model returned a number that is not
+        FloatingPointError: if the network returned a number that is not
             finite; the first such step is named.
 
     Source: Song, Meng and Ermon (2021).
-
-    Implements alg-ddim (book/diffusion/ddim.md).
     """
-    guess_of = denoiser(_narrowed(model, xT.dtype), schedule, prediction)
-    x, first_bad = _wide(xT), torch.zeros((), device=xT.device)
-    for t, s in pairwise([*_falling(steps, schedule.T), 0]):
-        guess = guess_of(x, torch.full(x.shape[:1], t, device=x.device))
-        bad = ~guess.isfinite().all() & (first_bad == 0)
-        first_bad = torch.where(bad, t, first_bad)
-        sigma = ddim_sigma(schedule, t, s, eta).item()
-        x = ddim_mean(guess, x, t, s, schedule, sigma)
-        if sigma:
-            x = x + sigma * torch.empty_like(x).normal_(generator=generator)
-    if step := int(first_bad):
-        raise FloatingPointError(f"model is not finite at t = {step}")
-    return x.to(xT.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return x in float64, or float32 where the device has no other."""
-    return x.float() if x.device.type == "mps" else x.double()
-
-
-def _falling(steps: Iterable[int], T: int) -> list[int]:
-    """Return the steps as a list, or raise unless they fall within 1..T."""
-    found = list(steps)
-    for t in found:
-        check_order(1, T, step=t)
-    if not found or any(t <= s for t, s in pairwise(found)):
-        raise ValueError(f"steps must fall, one at least, got {found[:9]}")
-    return [int(t) for t in found]
-
-
-def _narrowed(model: Denoiser, dtype: torch.dtype) -> Denoiser:
-    """Return a network that is shown x in its own dtype."""
-    return lambda x, t: model(x.to(dtype), t)
+    steps = list(steps)
+    move = ddim_move(
+        respaced(schedule, steps), prediction, eta, clip, generator
+    )
+    return last(reverse_chain(network, xT, steps, move, progress)).to(xT)
 
 
 def euler_step(
@@ -156,7 +167,7 @@ def euler_step(
 
 @torch.no_grad()
 def ddim_invert(
-    model: Denoiser,
+    network: Denoiser,
     x0: Float[Tensor, "B *dims"],
     schedule: Schedule,
     steps: Sequence[int],
@@ -170,14 +181,15 @@ def ddim_invert(
 
     Source: Song, Meng and Ermon (2021), section 4.3.
     """
-    guess_of = denoiser(_narrowed(model, x0.dtype), schedule, prediction)
-    x, levels = _wide(x0), [0, *_falling(steps, schedule.T)[::-1]]
-    for t, s in pairwise(levels):
-        seen = max(t, levels[1])  # at t = 0 there is no noise to see
+    times = list(steps)[::-1]
+    x, short = widened(x0), respaced(schedule, steps)
+    for i in range(len(times)):
+        seen = max(i, 1)  # at t = 0 there is no noise to see
         at = torch.full(x.shape[:1], seen, device=x.device)
-        guess = guess_of(x, at)
-        eps = convert(guess, x, at, schedule, Prediction.X0, Prediction.EPS)
-        x = euler_step(x, eps, t, s, schedule)
+        t = torch.full_like(at, times[seen - 1])
+        output = network(x.to(x0.dtype), t)
+        eps = convert(output, x, at, short, prediction, Prediction.EPS)
+        x = euler_step(x, eps, i, i + 1, short)
     return x.to(x0.dtype)
 
 

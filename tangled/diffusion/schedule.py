@@ -1,12 +1,14 @@
 """Noise schedules: tables of signal and noise for the steps 0..T.
 
-Tangled from book/diffusion/forward.md and book/diffusion/ddim.md.
+Tangled from book/diffusion/forward.md and book/diffusion/ddim.md and
+book/diffusion/pictures.md.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,9 @@ __all__ = [
     "Schedule",
     "Table",
     "per_sample",
+    "schedule_from_config",
     "schedule_named",
+    "schedule_to_config",
     "step_list",
     "to_index",
 ]
@@ -260,3 +264,66 @@ def step_list(T: int, n: int, spacing: str = "linspace") -> list[int]:
             f"spacing must be linspace, trailing or leading, got {spacing!r}"
         )
     return found
+
+
+_MAKERS = {
+    "linear": Schedule.linear,
+    "scaled_linear": Schedule.scaled_linear,
+    "sigmoid": Schedule.sigmoid,
+}
+# Keys of scheduler_config.json that do not change the forward process.
+_SAMPLER_KEYS = {
+    "clip_sample",
+    "clip_sample_range",
+    "dynamic_thresholding_ratio",
+    "prediction_type",
+    "sample_max_value",
+    "set_alpha_to_one",
+    "steps_offset",
+    "thresholding",
+    "timestep_spacing",
+    "variance_type",
+}
+
+
+def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
+    """Return the schedule in a scheduler_config.json of diffusers.
+
+    Raises:
+        ValueError: if a key or the name of the schedule is not known, or it
+            is rescaled to end without any signal.
+    """
+    own = {
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "beta_start": 1e-4,
+        "num_train_timesteps": 1000,
+        "rescale_betas_zero_snr": False,
+        "trained_betas": None,
+    }
+    known = own.keys() | _SAMPLER_KEYS
+    given = {k: v for k, v in config.items() if not k.startswith("_")}
+    if strange := sorted(given.keys() - known):
+        raise ValueError(f"unknown keys of a schedule: {', '.join(strange)}")
+    own |= given
+    if own["rescale_betas_zero_snr"]:
+        raise ValueError(
+            "rescale_betas_zero_snr: a schedule of this book keeps some signal"
+        )
+    T, name = own["num_train_timesteps"], own["beta_schedule"]
+    if own["trained_betas"] is not None:
+        return Schedule.from_betas(own["trained_betas"])
+    if name == "squaredcos_cap_v2":
+        return Schedule.cosine(T)
+    if name not in _MAKERS:
+        raise ValueError(f"unknown beta_schedule {name!r}")
+    return _MAKERS[name](T, own["beta_start"], own["beta_end"])
+
+
+def schedule_to_config(schedule: Schedule) -> dict[str, Any]:
+    """Return what a scheduler_config.json says of a schedule: its betas."""
+    return {
+        "num_train_timesteps": schedule.T,
+        "trained_betas": schedule.beta[1:].tolist(),
+        "rescale_betas_zero_snr": False,
+    }

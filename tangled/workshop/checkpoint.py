@@ -120,7 +120,9 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 _STEMS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
-def _write(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
+def _write(
+    folder: Path, tensors: Mapping[str, Tensor], limit: int, stem: str
+) -> None:
     """Write tensors beside config.json, with an index of several files."""
     for name, tensor in tensors.items():
         real = isinstance(tensor, Tensor) and not tensor.is_meta
@@ -139,8 +141,8 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
         room -= tensor.nbytes
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        path = folder / (file if len(shards) > 1 else _STEMS[0])
+        file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        path = folder / (file if len(shards) > 1 else f"{stem}.safetensors")
         plain = {n: t.cpu().contiguous() for n, t in shard.items()}
         try:
             save_file(plain, path, metadata={"format": "pt"})
@@ -152,7 +154,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
     if len(shards) > 1:
         size = {"total_size": sum(t.nbytes for t in tensors.values())}
         index = {"metadata": size, "weight_map": places}
-        path = folder / f"{_STEMS[0]}.index.json"
+        path = folder / f"{stem}.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -279,11 +281,13 @@ def save_checkpoint(
     config: Mapping[str, Any],
     *,
     shard_bytes: int = 5_000_000_000,
+    stem: str = "model",
 ) -> None:
     """Write a checkpoint to a new folder, all of it or nothing.
 
     The tensors may lie on any device, each under one name (`model_tensors`).
-    Above `shard_bytes` there are several files and an index.
+    Above `shard_bytes` there are several files and an index; their names begin
+    with `stem`, which is "diffusion_pytorch_model" in the library diffusers.
 
     Raises:
         CheckpointError: if a tensor cannot be stored, or as `new_folder`.
@@ -292,7 +296,7 @@ def save_checkpoint(
     text = json.dumps(dict(config), indent=2)
     with new_folder(folder) as partial:
         (partial / "config.json").write_text(text + "\n")
-        _write(partial, tensors, shard_bytes)
+        _write(partial, tensors, shard_bytes, stem)
 
 
 def locked(folder: str | Path) -> AbstractContextManager[object]:

@@ -1,0 +1,163 @@
+"""Time the U-Net and the sampling loop beside those of the library diffusers.
+
+    python benchmarks/unet.py [--device cuda]
+
+The network is the one of the coloured shapes; ours and `UNet2DModel` have equal weights. All take
+turns, on one thread of the CPU; told is the median over the rounds of the ratio of their times.
+The share of the network is the time of its calls alone over that of the sampling loop. The table
+is written to `benchmarks/results.md`.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import diffusers
+import torch
+from results import record
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(
+    0, str(ROOT)
+)  # the package beside this file, installed or not
+
+from tangled.diffusion.ddpm import ddpm_sample  # noqa: E402
+from tangled.diffusion.schedule import Schedule, step_list  # noqa: E402
+from tangled.diffusion.unet import UNet, UNetConfig  # noqa: E402
+
+STEPS = 20
+
+
+def turns(
+    works: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Return seconds of each, in rounds in which they take turns."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            began = perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first round warms up
+                found[name].append(perf_counter() - began)
+    return found
+
+
+def ratio(found: dict[str, list[float]], over: str, under: str) -> str:
+    """Return the median of the ratios of the rounds, and half their spread."""
+    each = [a / b for a, b in zip(found[over], found[under], strict=True)]
+    quarters = statistics.quantiles(each, n=4)
+    half = (quarters[2] - quarters[0]) / 2
+    return f"{statistics.median(each):.2f} ± {half:.2f}"
+
+
+def training_step(
+    model: torch.nn.Module, x: torch.Tensor, t: torch.Tensor
+) -> None:
+    """Make one step forward and back."""
+    output = model(x, t)
+    output = getattr(output, "sample", output)
+    output.square().mean().backward()
+    model.zero_grad()
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description="Time the U-Net.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    ours = UNet(
+        UNetConfig(
+            widths=(32, 64, 64),
+            channels=1,
+            blocks=1,
+            attention=(2,),
+            head_dim=32,
+            groups=8,
+            size=28,
+        )
+    ).to(device)
+    theirs = diffusers.UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=32,
+        norm_num_groups=8,
+    ).to(device)
+    theirs.load_state_dict(ours.state_dict())
+    schedule = Schedule.linear(1000)
+    pipeline = diffusers.DDPMPipeline(theirs, diffusers.DDPMScheduler(1000))
+    pipeline.set_progress_bar_config(disable=True)
+    steps = step_list(1000, STEPS, "leading")
+    rows = []
+    for batch in (1, 8, 32):
+        x = torch.randn(batch, 1, 28, 28, device=device)
+        t = torch.full((batch,), 500, device=device)
+
+        def calls(x: torch.Tensor = x, t: torch.Tensor = t) -> None:
+            with torch.no_grad():
+                for _ in steps:
+                    ours(x, t)
+
+        found = turns(
+            {
+                "calls": calls,
+                "loop": lambda x=x: ddpm_sample(
+                    ours, x, schedule, steps, clip=True
+                ),
+                "pipeline": lambda n=batch: pipeline(
+                    n, num_inference_steps=STEPS, output_type="pt"
+                ),
+                "our step": lambda x=x, t=t: training_step(
+                    ours.train(), x, t
+                ),
+                "their step": lambda x=x, t=t: training_step(
+                    theirs.train(), x, t
+                ),
+            },
+            options.rounds,
+            device,
+        )
+        share = [
+            a / b for a, b in zip(found["calls"], found["loop"], strict=True)
+        ]
+        rows.append(
+            f"| {batch} | {1000 * statistics.median(found['loop']) / STEPS:.1f} "
+            f"| {statistics.median(share):.1%} "
+            f"| {ratio(found, 'loop', 'pipeline')} "
+            f"| {ratio(found, 'our step', 'their step')} |"
+        )
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else "one thread of the CPU"
+    )
+    kind = "GPU" if device.type == "cuda" else "CPU"
+    count = sum(p.numel() for p in ours.parameters())
+    record(
+        f"# The U-Net and the sampling loop ({kind})\n\n"
+        f"Pictures of 28 × 28 in one channel, {count:,} parameters, "
+        f"float32,\n{name}, torch {torch.__version__}, diffusers {diffusers.__version__}; "
+        f"{STEPS} steps of DDPM.\nMedian of {options.rounds} rounds in which all took turns, "
+        "± half of the interquartile range.\nBy `python benchmarks/unet.py`.\n\n"
+        "| pictures | ms a step | share of the network | loop / their pipeline | "
+        "training step / theirs |\n| --: | --: | --: | --: | --: |\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

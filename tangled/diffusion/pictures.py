@@ -1,0 +1,423 @@
+"""Diffusion on one's own pictures: data, folders that diffusers opens, a command line.
+
+Tangled from book/diffusion/pictures.md.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from tangled.diffusion.ddim import ddim_sample
+from tangled.diffusion.ddpm import ddpm_sample, fit, guessed, with_share
+from tangled.diffusion.elbo import bits_per_dim, posterior_var, vlb
+from tangled.diffusion.prediction import Prediction, learned_log_var
+from tangled.diffusion.schedule import (
+    Schedule,
+    schedule_from_config,
+    schedule_named,
+    schedule_to_config,
+    step_list,
+)
+from tangled.diffusion.unet import UNet, UNetConfig, load_unet, save_unet
+from tangled.foundations.training import TrainingError, process_group
+from tangled.workshop.checkpoint import CheckpointError, new_folder
+from tangled.workshop.data import digits, shapes
+
+__all__ = [
+    "PictureFolder",
+    "Pipeline",
+    "bound_in_bits",
+    "command",
+    "load_pipeline",
+    "picture_grid",
+    "save_pipeline",
+]
+
+
+class PictureFolder(Dataset):
+    """The pictures in a folder and those below it, float32 [C, H, W] in [-1, 1].
+
+    Args:
+        folder: of PNG, JPEG, WebP or BMP files.
+        size: of the square that each is cut and scaled to; None: as they are.
+        channels: 3 for colour, 1 for grey.
+
+    Raises:
+        ValueError: if there are none, one cannot be read, or sizes differ.
+    """
+
+    ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+    def __init__(
+        self, folder: str | Path, size: int | None = None, channels: int = 3
+    ) -> None:
+        self.size, self.mode = size, {1: "L", 3: "RGB"}[channels]
+        found = sorted(Path(folder).rglob("*"))
+        self.files = [f for f in found if f.suffix.lower() in self.ENDINGS]
+        if not self.files:
+            raise ValueError(
+                f"{folder} has no files {', '.join(self.ENDINGS)}"
+            )
+        sizes = {
+            self._seen(f, lambda picture: picture.size): f for f in self.files
+        }
+        if size is None and len(sizes) > 1:
+            (a, first), (b, other), *_ = sizes.items()
+            raise ValueError(
+                f"{first} is {a[0]} x {a[1]} and {other} is {b[0]} x {b[1]}: "
+                "name a size, and all are cut and scaled to it"
+            )
+
+    def _seen(self, file: Path, take: Callable[[Image.Image], Any]) -> Any:
+        """Return what is taken of a picture while its file is open."""
+        try:
+            with Image.open(file) as picture:
+                return take(picture)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Float[Tensor, "C H W"]:
+        picture = self._seen(
+            self.files[index], lambda p: p.convert(self.mode)
+        )
+        if self.size is not None:
+            side, (wide, high) = min(picture.size), picture.size
+            left, top = (wide - side) // 2, (high - side) // 2
+            box = (left, top, left + side, top + side)
+            picture = picture.crop(box).resize((self.size, self.size))
+        numbers = torch.frombuffer(
+            bytearray(picture.tobytes()), dtype=torch.uint8
+        )
+        shape = (picture.height, picture.width, -1)
+        return numbers.reshape(shape).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def picture_grid(
+    x0: Float[Tensor, "B C H W"], columns: int = 8, gap: int = 2
+) -> Image.Image:
+    """Return pictures in [-1, 1] as one, in rows, with white between them."""
+    levels = ((x0.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round()
+    count, _, high, wide = levels.shape
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    size = (rows * (high + gap) - gap, columns * (wide + gap) - gap)
+    grid = torch.full((3, *size), 255, dtype=torch.uint8)
+    for i, picture in enumerate(levels.byte()):
+        top, left = i // columns * (high + gap), i % columns * (wide + gap)
+        grid[:, top : top + high, left : left + wide] = picture
+    return Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A trained network, with all that one must know to draw with it."""
+
+    network: nn.Module  # a UNet
+    schedule: Schedule
+    prediction: str = Prediction.EPS
+    variance: str = "small"  # or "large", "learned"
+    clip: bool = True  # guesses of x_0 to [-1, 1]
+
+
+_PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+_VARIANCES = {
+    "small": "fixed_small",
+    "large": "fixed_large",
+    "learned": "learned_range",
+}
+
+
+def save_pipeline(pipeline: Pipeline, folder: str | Path) -> None:
+    """Write a pipeline to a new folder, which diffusers opens as DDPMPipeline.
+
+    Raises:
+        ValueError: if diffusers has no such network or prediction.
+        CheckpointError: if the folder exists, or cannot be written.
+    """
+    if pipeline.prediction not in _PREDICTIONS:
+        raise ValueError(f"diffusers cannot predict {pipeline.prediction!r}")
+    scheduler = schedule_to_config(pipeline.schedule) | {
+        "_class_name": "DDPMScheduler",
+        "prediction_type": _PREDICTIONS[pipeline.prediction],
+        "variance_type": _VARIANCES[pipeline.variance],
+        "clip_sample": pipeline.clip,
+    }
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    with new_folder(folder) as partial:
+        save_unet(pipeline.network, partial / "unet")
+        (partial / "scheduler").mkdir()
+        for name, content in (
+            ("scheduler/scheduler_config.json", scheduler),
+            ("model_index.json", index),
+        ):
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_pipeline(folder: str | Path) -> Pipeline:
+    """Return the pipeline in a folder of diffusers' DDPM or DDIM pipeline.
+
+    Raises:
+        ValueError: if it asks for what this book's sampler cannot do.
+        CheckpointError: if a file is missing or not what it should be.
+    """
+    file = Path(folder, "scheduler", "scheduler_config.json")
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from None
+    named = {theirs: ours for ours, theirs in _PREDICTIONS.items()}
+    spread = {theirs: ours for ours, theirs in _VARIANCES.items()}
+    kind = config.get("prediction_type", "epsilon")
+    width = config.get("variance_type", "fixed_small")
+    for holds, what in (
+        (kind in named, f"prediction_type {kind!r}"),
+        (width in spread, f"variance_type {width!r}"),
+        (not config.get("thresholding"), "thresholding"),
+        (config.get("clip_sample_range", 1.0) == 1.0, "clip_sample_range"),
+    ):
+        if not holds:
+            raise ValueError(f"{file}: {what} is not supported")
+    try:
+        schedule = schedule_from_config(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return Pipeline(
+        load_unet(Path(folder, "unet")),
+        schedule,
+        named[kind],
+        spread[width],
+        config.get("clip_sample", True),
+    )
+
+
+def bound_in_bits(
+    pipeline: Pipeline,
+    x0: Float[Tensor, "B C H W"],
+    levels: int = 256,
+    generator: torch.Generator | None = None,
+    chunk: int = 10,
+    label: Tensor | None = None,
+) -> Float[Tensor, "B"]:
+    """Return an estimate of the bound of each picture, in bits a dimension.
+
+    With one noise for each step, hence T calls of the network, `chunk` of
+    them at a time; `levels` as in `vlb`.
+
+    Implements eq-bits (book/diffusion/pictures.md).
+    """
+    q, learned = pipeline.schedule, pipeline.variance == "learned"
+    sigma = posterior_var(q) if pipeline.variance == "small" else q.beta
+
+    def network(xt: Tensor, t: Tensor) -> Tensor:
+        extra = () if label is None else (label.repeat(len(t) // len(label)),)
+        return pipeline.network(xt, t, *extra)
+
+    def model(xt: Tensor, t: Tensor) -> Any:
+        said, share = (
+            with_share(network)(xt, t) if learned else (network(xt, t), None)
+        )
+        guess = guessed(said, xt, t, q, pipeline.prediction, pipeline.clip)
+        if not learned:
+            return guess
+        return guess, (learned_log_var(share, t, q) / 2).exp()
+
+    nats = vlb(
+        model,
+        x0,
+        q,
+        None if learned else sigma.sqrt(),
+        levels=levels,
+        generator=generator,
+        chunk=chunk,
+    )
+    return bits_per_dim(nats, x0[0].numel())
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return what understands the arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tangled.diffusion.ddpm",
+        description="Train a diffusion model on pictures, and draw with it.",
+    )
+    modes = parser.add_subparsers(dest="mode", required=True)
+    plain = argparse.ArgumentDefaultsHelpFormatter
+    add = modes.add_parser(
+        "train",
+        formatter_class=plain,
+        help="learn from pictures; goes on where it was stopped",
+    ).add_argument
+    add(
+        "folder", type=Path, help="of the run; its part 'model' is the result"
+    )
+    add("--data", default="digits", help="digits, shapes or a folder")
+    add("--size", type=int, help="cut and scale pictures to a square")
+    add("--grey", action="store_true", help="pictures of a folder in grey")
+    add("--steps", type=int, default=2000, help="of the optimiser")
+    add("--batch-size", type=int, default=64, help="pictures of a step")
+    add("--lr", type=float, default=1e-3, help="learning rate")
+    add(
+        "--widths", type=int, nargs="+", default=[32, 64, 64], help="channels"
+    )
+    add("--blocks", type=int, default=1, help="residual blocks of a level")
+    add("--schedule", default="cosine", help="cosine, linear, sigmoid")
+    add("--T", type=int, default=1000, help="steps of diffusion")
+    add("--prediction", default="v", help="eps, x0 or v")
+    add("--learned-variance", action="store_true", help="train it as well")
+    add("--ema", type=float, default=0.995, help="decay of the average")
+    add("--precision", default="float32", help="or bfloat16")
+    add("--save-every", type=int, default=200, help="steps")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="all that is drawn follows from it",
+    )
+    add = modes.add_parser(
+        "sample", formatter_class=plain, help="draw a grid of pictures"
+    ).add_argument
+    add("model", type=Path, help="a folder that `train` or diffusers wrote")
+    add("picture", type=Path, help="a file to write, such as grid.png")
+    add("--count", type=int, default=16, help="pictures")
+    add("--sampler", choices=("ddim", "ddpm"), default="ddim", help="method")
+    add("--steps", type=int, default=50, help="calls of the network")
+    add("--eta", type=float, default=0.0, help="share of fresh noise, DDIM")
+    add("--size", type=int, help="of the pictures, if not what was learned")
+    add("--seed", type=int, default=0, help="of the noise")
+    return parser
+
+
+def _pictures(data: str, size: int | None, grey: bool) -> Any:
+    """Return the data set of this name, or that of a folder."""
+    if data == "digits":
+        return digits().train
+    if data == "shapes":
+        return shapes(12_000, 0, first=1000)
+    return PictureFolder(data, size, 1 if grey else 3)
+
+
+def _train(options: argparse.Namespace) -> None:
+    """Train a network and write it, if it is not there yet."""
+    data = _pictures(options.data, options.size, options.grey)
+    result = options.folder / "model"
+    if result.exists():
+        raise CheckpointError(f"{result} exists: this run has ended")
+    picture = (
+        data[0] if isinstance(data, Dataset) else data[torch.arange(1)][0][0]
+    )
+    channels, side = picture.shape[:2]
+    widths = tuple(options.widths)
+    while side % 2 ** (len(widths) - 1):
+        widths = widths[:-1]
+    with process_group() as device:
+        torch.manual_seed(options.seed)
+        config = UNetConfig(
+            widths=widths,
+            channels=channels,
+            outputs=channels * (1 + options.learned_variance),
+            blocks=options.blocks,
+            attention=(len(widths) - 1,),
+            groups=math.gcd(8, *widths),
+            head_dim=math.gcd(32, widths[-1]),
+            size=side,
+        )
+        schedule = schedule_named(options.schedule, options.T)
+        run = fit(
+            UNet(config).to(device),
+            data,
+            schedule,
+            options.steps,
+            prediction=options.prediction,
+            learned=options.learned_variance,
+            lr=options.lr,
+            batch_size=options.batch_size,
+            ema_decay=options.ema,
+            precision=options.precision,
+            seed=options.seed,
+            folder=options.folder / "run",
+            save_every=options.save_every,
+        )
+    if run.rank == 0:
+        width = "learned" if options.learned_variance else "small"
+        pipeline = Pipeline(run.averaged, schedule, options.prediction, width)
+        save_pipeline(pipeline, result)
+        print(f"{result}: {run.step} steps, loss {run.log[-1]['loss']:.4f}")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    """Draw pictures and write them as one."""
+    pipeline = load_pipeline(options.model)
+    config = pipeline.network.config
+    size = options.size or config.size
+    if size is None:
+        raise ValueError(f"{options.model} does not say a size: name one")
+    if config.classes is not None:
+        raise ValueError(f"{options.model} asks for labels, which need code")
+    with process_group() as device:
+        network = pipeline.network.to(device)
+        generator = torch.Generator(device).manual_seed(options.seed)
+        noise = torch.empty(
+            options.count, config.channels, size, size, device=device
+        ).normal_(generator=generator)
+        learned = pipeline.variance == "learned"
+        common = {
+            "schedule": pipeline.schedule,
+            "steps": step_list(pipeline.schedule.T, options.steps),
+            "prediction": pipeline.prediction,
+            "clip": pipeline.clip,
+            "generator": generator,
+            "progress": True,
+        }
+        if options.sampler == "ddpm":
+            x0 = ddpm_sample(
+                network, noise, variance=pipeline.variance, **common
+            )
+        else:
+            x0 = ddim_sample(
+                (lambda x, t: network(x, t).chunk(2, 1)[0])
+                if learned
+                else network,
+                noise,
+                eta=options.eta,
+                **common,
+            )
+    columns = math.ceil(options.count**0.5)
+    picture_grid(x0, columns).save(options.picture)
+    print(f"{options.picture}: {options.count} pictures of {size} x {size}")
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    """Train or sample, as the arguments say; return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        {"train": _train, "sample": _sample}[options.mode](options)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        return 130
+    except (
+        CheckpointError,
+        FloatingPointError,
+        OSError,
+        TrainingError,
+        ValueError,
+    ) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
