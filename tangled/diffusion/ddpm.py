@@ -51,12 +51,12 @@ __all__ = [
     "evaluating",
     "fit",
     "guessed",
+    "halves",
     "last",
     "respaced",
     "reverse_chain",
     "sampler_variances",
     "widened",
-    "with_share",
 ]
 
 
@@ -156,17 +156,15 @@ def ddpm_move(
     def move(x: Tensor, output: Tensor, i: int) -> Tensor:
         at = torch.full(x.shape[:1], i, device=x.device)
         if learned:
-            output, share = output.chunk(2, 1)
+            output, share = halves(output)
         guess = guessed(output, x, at, schedule, prediction, clip)
         mean = posterior_mean(guess, x, at, schedule)
         if i == 1:
             return mean
         xi = torch.empty_like(x).normal_(generator=generator)
         if learned:
-            share = (share.to(x) + 1) / 2
-            return (
-                mean + (learned_log_var(share, at, schedule) / 2).exp() * xi
-            )
+            log_var = learned_log_var(share.to(x), at, schedule)
+            return mean + (log_var / 2).exp() * xi
         return mean + std[i] * xi
 
     return move
@@ -222,6 +220,18 @@ def guessed(
     """Return the guess of x_0 in a network's output, clipped if wanted."""
     guess = convert(output, xt, t, schedule, prediction, Prediction.X0)
     return guess.clamp(-1, 1) if clip else guess
+
+
+def halves(
+    output: Float[Tensor, "B C2 *dims"],
+) -> tuple[Float[Tensor, "B C *dims"], Float[Tensor, "B C *dims"]]:
+    """Return the prediction and the share of `learned_log_var` in an output.
+
+    The second half of the channels is -1 where the log variance is the
+    posterior's, and 1 where it is that of beta; the share is 0 and 1 there.
+    """
+    said, share = output.chunk(2, 1)
+    return said, (share + 1) / 2
 
 
 def _deviations(schedule: Schedule, variance: str) -> list[Any]:
@@ -300,27 +310,14 @@ def ddpm_losses(
             return model(xt, t, *label)
 
         if learned:
-            both = with_share(network)
+
+            def both(xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+                return halves(network(xt, t))
+
             return hybrid_losses(both, x0, generator, schedule, prediction)
         return denoising_losses(network, x0, generator, schedule, prediction)
 
     return losses
-
-
-def with_share(
-    network: nn.Module | Denoiser,
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return a network of twice the channels as (prediction, share).
-
-    The second half is -1 where the log variance is the posterior's, and 1
-    where it is that of beta; the share is 0 and 1 there (`learned_log_var`).
-    """
-
-    def both(xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        output, share = network(xt, t).chunk(2, 1)
-        return output, (share + 1) / 2
-
-    return both
 
 
 def fit(

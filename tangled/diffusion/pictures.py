@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tangled.diffusion.ddim import ddim_sample
-from tangled.diffusion.ddpm import ddpm_sample, fit, guessed, with_share
+from tangled.diffusion.ddpm import ddpm_sample, fit, guessed, halves
 from tangled.diffusion.elbo import bits_per_dim, posterior_var, vlb
 from tangled.diffusion.prediction import Prediction, learned_log_var
 from tangled.diffusion.schedule import (
@@ -174,6 +174,9 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path) -> None:
 def load_pipeline(folder: str | Path) -> Pipeline:
     """Return the pipeline in a folder of diffusers' DDPM or DDIM pipeline.
 
+    Their list of steps and their last one (`timestep_spacing`,
+    `steps_offset`, `set_alpha_to_one`) are left aside: ours end at the data.
+
     Raises:
         ValueError: if it asks for what this book's sampler cannot do.
         CheckpointError: if a file is missing or not what it should be.
@@ -231,9 +234,9 @@ def bound_in_bits(
         return pipeline.network(xt, t, *extra)
 
     def model(xt: Tensor, t: Tensor) -> Any:
-        said, share = (
-            with_share(network)(xt, t) if learned else (network(xt, t), None)
-        )
+        said, share = network(xt, t), None
+        if learned:
+            said, share = halves(said)
         guess = guessed(said, xt, t, q, pipeline.prediction, pipeline.clip)
         if not learned:
             return guess
@@ -268,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         "folder", type=Path, help="of the run; its part 'model' is the result"
     )
     add("--data", default="digits", help="digits, shapes or a folder")
-    add("--size", type=int, help="cut and scale pictures to a square")
+    add("--size", type=int, help="cut and scale those of a folder")
     add("--grey", action="store_true", help="pictures of a folder in grey")
     add("--steps", type=int, default=2000, help="of the optimiser")
     add("--batch-size", type=int, default=64, help="pictures of a step")
@@ -322,10 +325,13 @@ def _train(options: argparse.Namespace) -> None:
     picture = (
         data[0] if isinstance(data, Dataset) else data[torch.arange(1)][0][0]
     )
-    channels, side = picture.shape[:2]
+    channels, side, wide = picture.shape
+    if side != wide:
+        raise ValueError(
+            f"{options.data} has pictures of {wide} x {side}: name a size, "
+            "and each is cut to a square"
+        )
     widths = tuple(options.widths)
-    while side % 2 ** (len(widths) - 1):
-        widths = widths[:-1]
     with process_group() as device:
         torch.manual_seed(options.seed)
         config = UNetConfig(
@@ -363,6 +369,8 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     """Draw pictures and write them as one."""
+    if options.picture.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{options.picture} has no ending of a picture file")
     pipeline = load_pipeline(options.model)
     config = pipeline.network.config
     size = options.size or config.size
@@ -391,7 +399,7 @@ def _sample(options: argparse.Namespace) -> None:
             )
         else:
             x0 = ddim_sample(
-                (lambda x, t: network(x, t).chunk(2, 1)[0])
+                (lambda x, t: halves(network(x, t))[0])
                 if learned
                 else network,
                 noise,

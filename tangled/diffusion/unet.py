@@ -48,10 +48,10 @@ def time_features(
     cosine_first: bool = True,
     rate_shift: int = 0,
 ) -> Float32[Tensor, "B width"]:
-    """Return waves of t - 1, from short ones to one of 63,000 steps.
+    """Return waves of t - 1, from short ones to long ones.
 
     In float32, as other libraries have them. With `rate_shift` 1 the longest
-    wave is as long as can be: the exponents run up to 1.
+    wave has 63,000 steps: the exponents run up to 1.
 
     Implements eq-time-features (book/diffusion/ddpm.md).
     """
@@ -113,10 +113,15 @@ class UNetConfig:
         attended = {*self.attention, len(widths) - 1}
         heads = {widths[level] for level in attended & {*levels}}
         for name, holds, what in (
-            ("widths", widths and widths[0] % 2 == 0, "even at first"),
-            ("groups", not any(n % parts for n in widths), "in all widths"),
+            ("widths", widths and widths[0] % 2 == 0, "some, the first even"),
+            (
+                "groups",
+                not any(n % parts for n in widths),
+                "a divisor of all",
+            ),
             ("attention", attended <= {*levels}, f"in {levels}"),
             ("blocks", self.blocks >= 1, "at least 1"),
+            ("size", isinstance(self.size, int | None), "one number"),
             ("norm", self.norm in NORMS, f"one of {', '.join(NORMS)}"),
             (
                 "activation",

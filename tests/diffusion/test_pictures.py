@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from tangled.diffusion.ddpm import ddpm_sample, with_share
+from tangled.diffusion.ddpm import ddpm_sample, halves
 from tangled.diffusion.elbo import bits_per_dim, posterior_var, vlb
 from tangled.diffusion.pictures import (
     PictureFolder,
@@ -489,8 +489,27 @@ def test_the_sampler_of_the_command_is_that_of_the_package(tmp_path):
 
 
 def test_the_share_of_a_learned_network_is_its_second_half():
-    said, share = with_share(Shared(unet(), -1.0))(
-        torch.zeros(1, 3, 8, 8), torch.ones(1).long()
+    said, share = halves(
+        Shared(unet(), -1.0)(torch.zeros(1, 3, 8, 8), torch.ones(1).long())
     )
     assert said.shape == share.shape
     assert (share == 0).all()
+
+
+def test_rectangles_ask_for_a_size_and_sizes_for_enough_halvings(
+    folder, tmp_path, capsys
+):
+    start = ["train", str(tmp_path / "run"), "--data", str(folder), *RUN]
+    assert command(start) == 1
+    assert "pictures of 12 x 8: name a size" in capsys.readouterr().err
+    assert command([*start, "--size", "9"]) == 1
+    assert "must be multiples of 2" in capsys.readouterr().err
+
+
+def test_an_ending_that_is_no_picture_is_refused_before_drawing(
+    tmp_path, capsys
+):
+    save_pipeline(pipeline(), tmp_path / "model")
+    line = ["sample", str(tmp_path / "model"), str(tmp_path / "grid.txt")]
+    assert command(line) == 1
+    assert "no ending of a picture" in capsys.readouterr().err

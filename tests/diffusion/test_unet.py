@@ -220,8 +220,9 @@ def test_steps_and_labels_that_do_not_fit_are_refused(plain_errors):
         ({"dropout": 1.0}, "dropout"),
         ({"padding": 2}, "padding"),
         ({"head_dim": 5}, "head_dim"),
+        ({"size": (8, 8)}, "size"),
     ],
 )
-def test_a_configuration_out_of_range_is_named(choices, name):
+def test_a_configuration_out_of_range_is_named(choices, name, plain_errors):
     with pytest.raises(ValueError, match=f"^{name} must be "):
         config(**choices)

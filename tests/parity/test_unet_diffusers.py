@@ -106,34 +106,26 @@ def outputs(case, dtype):
 
 
 @pytest.mark.verifies("eq-unet", "eq-residual-block", "eq-unet-attention")
+@pytest.mark.parametrize(
+    ("dtype", "near", "near_gradient"),
+    [(torch.float64, 1e-10, 1e-10), (torch.float32, 2e-6, 1e-5)],
+)
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_theirs_in_float64(case):
-    theirs, ours, exact, found = outputs(case, torch.float64)
+def test_outputs_and_gradients_are_theirs(case, dtype, near, near_gradient):
+    theirs, ours, exact, found = outputs(case, dtype)
     scale = exact.abs().max().item()
     assert scale > 0.1
-    assert_close(found, exact, rtol=0, atol=1e-10 * scale)
+    assert_close(found, exact, rtol=0, atol=near * scale)
     for output in (exact, found):
         output.square().sum().backward()
     mine = dict(ours.named_parameters())
     largest = max(p.grad.abs().max().item() for p in theirs.parameters())
     for name, parameter in theirs.named_parameters():
         assert_close(
-            mine[name].grad, parameter.grad, rtol=0, atol=1e-10 * largest
-        )
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_theirs_in_float32(case):
-    theirs, ours, exact, found = outputs(case, torch.float32)
-    scale = exact.abs().max().item()
-    assert_close(found, exact, rtol=0, atol=2e-6 * scale)
-    for output in (exact, found):
-        output.square().sum().backward()
-    mine = dict(ours.named_parameters())
-    largest = max(p.grad.abs().max().item() for p in theirs.parameters())
-    for name, parameter in theirs.named_parameters():
-        assert_close(
-            mine[name].grad, parameter.grad, rtol=0, atol=1e-5 * largest
+            mine[name].grad,
+            parameter.grad,
+            rtol=0,
+            atol=near_gradient * largest,
         )
 
 
