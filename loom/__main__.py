@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loom.errors import INTERRUPTED, Problem, Problems
+from loom.errors import INTERRUPTED, UNREAD, Problem, Problems
 
 # Of what the machine refuses, what an author can mend: room, or permissions.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -102,13 +102,32 @@ def parser() -> argparse.ArgumentParser:
 def command() -> int:
     """What the shell calls."""
     try:
-        status = main()
+        try:
+            status = main()
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone is no mistake
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
+    except BrokenPipeError:
+        status = _unread()
     # What is left is not worth collecting when all of it goes.
     gc.freeze()
     return status
+
+
+def _unread() -> int:
+    """The exit status when nobody reads on, as after `loom seconds | head`.
+
+    Where it was another pipe that broke, the error is raised again.
+    """
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        # What is left has somewhere to go, so that Python is silent when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    raise
 
 
 def main(arguments: list[str] | None = None) -> int:

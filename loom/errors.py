@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["INTERRUPTED", "Problem", "Problems"]
+__all__ = ["INTERRUPTED", "UNREAD", "Problem", "Problems"]
 
 INTERRUPTED = 130  # the exit status after Ctrl-C, as a shell gives it
+UNREAD = 141  # the exit status when nobody reads on, as a shell gives it
 
 
 @dataclass(frozen=True, order=True)

@@ -297,6 +297,26 @@ def test_an_interruption_is_quiet(monkeypatch, capsys):
     assert command() == 130
     assert capsys.readouterr().err == "interrupted\n"
 
+@pytest.mark.parametrize("argument", ["seconds", "run", "--help"])
+def test_output_that_nobody_reads_is_quiet(small_book, argument):
+    small_book.chapters(a=["print(1)"])
+    process = small_book.start("-m", "loom", argument)
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=60)
+    assert err == ""
+    # An unbuffered argparse passes over it.
+    assert process.returncode in ((0, 141) if argument == "--help" else (141,))
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch, capsys):
+    def broken():
+        raise BrokenPipeError("another")
+
+    monkeypatch.setattr("loom.__main__.main", broken)
+    with pytest.raises(BrokenPipeError, match="another"):
+        command()
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_is_done(small_book, alive, number):
