@@ -65,7 +65,10 @@ def check_order(
 
 
 def check_beta(beta: Float64[Tensor, "T_plus_1"]) -> None:
-    """Raise unless beta is a table of step variances, with 0 for the data."""
+    """Raise unless beta is a table of step variances, with 0 for the data.
+
+    The last of them may be 1: then nothing of the data is left.
+    """
     kind = getattr(beta, "dtype", type(beta).__name__)
     if kind != torch.float64 or beta.ndim != 1 or len(beta) < 2:
         raise TypeError(
@@ -74,12 +77,13 @@ def check_beta(beta: Float64[Tensor, "T_plus_1"]) -> None:
         )
     power = (1 - beta).cumprod(0)
     snr = power / (1 - power)
-    falls = (snr.diff() < 0) & (snr[1:] > 0)  # false for NaN
-    wrong = ~torch.cat([beta[:1] == 0, falls])
+    left = snr[1:] > 0  # false for NaN
+    left[-1] |= beta[-1] == 1
+    wrong = ~torch.cat([beta[:1] == 0, (snr.diff() < 0) & left])
     if wrong.any():
         t = int(wrong.nonzero()[0])
         raise ValueError(
             "beta must be 0 at t = 0 and then let the SNR fall strictly and "
-            f"stay above 0 in float64, but at t = {t} beta is "
-            f"{beta[t].item()} and the SNR {snr[t].item()}"
+            "stay above 0 in float64, unless the last beta is 1, but at "
+            f"t = {t} beta is {beta[t].item()} and the SNR {snr[t].item()}"
         )

@@ -19,6 +19,7 @@ from tangled.diffusion.ddpm import (
     widened,
 )
 from tangled.diffusion.elbo import Denoiser
+from tangled.diffusion.forward import transition
 from tangled.diffusion.prediction import Prediction, convert
 from tangled.diffusion.schedule import Schedule
 
@@ -49,8 +50,7 @@ def ddim_sigma(
     check_order(0, schedule.T, s=s, t=t)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie between 0 and 1, got {eta}")
-    noise = 1 - schedule.alpha_bar
-    step = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
+    noise, (_, step) = 1 - schedule.alpha_bar, transition(schedule, s, t)
     return eta * (noise[s] / noise[t] * step).sqrt()
 
 
@@ -158,11 +158,17 @@ def euler_step(
 
     The Euler step of d(x / signal) / d rho = eps; a DDIM step without noise.
 
+    Raises:
+        ValueError: if it begins where no signal is left.
+
     Implements thm-ddim-euler, eq-ddim-euler (book/diffusion/ddim.md).
     """
-    rise = (schedule.rho[s] - schedule.rho[t]).item()
+    if not schedule.signal[t]:
+        raise ValueError(f"at t = {t} the noise says nothing about the data")
     kept = (schedule.signal[s] / schedule.signal[t]).item()
-    return kept * x + schedule.signal[s].item() * rise * eps
+    # signal_s (rho_s - rho_t), which is finite where rho_s is not
+    rise = schedule.noise_std[s].item() - kept * schedule.noise_std[t].item()
+    return kept * x + rise * eps
 
 
 @torch.no_grad()

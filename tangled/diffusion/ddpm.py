@@ -259,7 +259,8 @@ def sampler_variances(
     (book/diffusion/ddpm.md).
     """
     total = (schedule.signal * data_std) ** 2 + schedule.noise_std**2
-    slope = (1 - schedule.beta / total) / schedule.alpha.sqrt()
+    # m_t, since total_t = alpha_t total_(t-1) + beta_t
+    slope = schedule.alpha.sqrt() * total.roll(1) / total
     found = [torch.ones((), dtype=torch.float64)]
     for t in range(schedule.T, 0, -1):
         fresh = sigma[t] ** 2 * (t > 1)

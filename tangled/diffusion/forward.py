@@ -101,7 +101,7 @@ def transition(
     Implements cor-forward-transition (book/diffusion/forward.md).
     """
     check_order(0, schedule.T, s=s, t=t)
-    power = schedule.alpha_bar[t] / schedule.alpha_bar[s]
+    power = schedule.alpha[s + 1 : t + 1].prod()  # alpha_bar_t / alpha_bar_s
     return power.sqrt(), 1 - power
 
 

@@ -94,12 +94,25 @@ def _checked(output: Tensor, xt: Tensor) -> Tensor:
     return output
 
 
+def _check_told(prediction: str, schedule: Schedule) -> None:
+    """Raise if at the last step the prediction says nothing of the data."""
+    noise = (Prediction.EPS, Prediction.SCORE)
+    if Prediction(prediction) in noise and not schedule.keeps_signal:
+        raise ValueError(
+            f"prediction must be x0 or v, got '{prediction}': this schedule "
+            "ends at SNR 0, where the noise says nothing about the data"
+        )
+
+
 @lru_cache(maxsize=256)
 def _conversion(
     given: Prediction, wanted: Prediction, schedule: Schedule
 ) -> tuple[Table, Table]:
     """Return (G, H) with wanted = G given + H x_t, one entry for t = 0..T."""
     a, s = schedule.signal, schedule.noise_std
+    if given == wanted:  # also where nothing else can be told
+        return torch.ones_like(a), torch.zeros_like(a)
+    _check_told(given, schedule)
     old, new = coordinates(given, schedule), coordinates(wanted, schedule)
     det = old.data * s - old.noise * a
     keep = (new.data * s - new.noise * a) / det
@@ -121,7 +134,8 @@ def convert(
 
     Raises:
         ValueError: if a prediction is unknown, output has another shape than
-            xt, or t is not one step for each sample.
+            xt, t is not one step for each sample, or noise is given on a
+            schedule that ends at SNR 0 (whatever t is: it is not read).
 
     Implements prop-predictions, eq-conversion (book/diffusion/prediction.md).
     """
@@ -186,12 +200,14 @@ def denoising_losses(
     prediction's own units, as `weights_in` gives them.
 
     Raises:
-        ValueError: if the model returns another shape than xt.
+        ValueError: if the model returns another shape than xt, or predicts
+            noise on a schedule that ends at SNR 0.
 
     Source: Ho, Jain and Abbeel (2020), equation 14.
 
     Implements def-simple-loss, eq-simple-loss (book/diffusion/prediction.md).
     """
+    _check_told(prediction, schedule)
     t, eps = _drawn(x0, generator, schedule)
     xt = diffuse(x0, t, eps, schedule)
     output = _checked(model(xt, t), xt)
@@ -283,7 +299,8 @@ def hybrid_losses(
     Per sample, a mean over the dimensions; the bound's part in nats.
 
     Raises:
-        ValueError: if one of the two has another shape than xt.
+        ValueError: if one of the two has another shape than xt, or noise is
+            predicted on a schedule that ends at SNR 0.
 
     Source: Nichol and Dhariwal (2021), section 3.1.
 
@@ -317,7 +334,7 @@ def denoiser(
 
     Implements def-prediction (book/diffusion/prediction.md).
     """
-    prediction = Prediction(prediction)
+    _check_told(prediction, schedule)
 
     def guess(xt: Tensor, t: Tensor) -> Tensor:
         output = model(xt, t)

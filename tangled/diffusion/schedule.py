@@ -27,6 +27,7 @@ __all__ = [
     "schedule_to_config",
     "step_list",
     "to_index",
+    "zero_terminal_snr",
 ]
 
 # One entry for every step t = 0..T; entry 0 is the data.
@@ -42,7 +43,8 @@ class Schedule:
 
     Raises:
         TypeError: if `beta` is not such a table.
-        ValueError: unless the SNR falls strictly and stays above 0.
+        ValueError: unless the SNR falls strictly and stays above 0; the last
+            of the variances may be 1, and then it ends at 0.
 
     Source: Ho, Jain and Abbeel (2020), section 2.
     """
@@ -71,6 +73,11 @@ class Schedule:
     def T(self) -> int:
         """The number of diffusion steps."""
         return len(self.beta) - 1
+
+    @cached_property
+    def keeps_signal(self) -> bool:
+        """Whether anything of the data is left at t = T."""
+        return bool(self.beta[-1] < 1)
 
     @cached_property
     def alpha(self) -> Table:
@@ -266,6 +273,28 @@ def step_list(T: int, n: int, spacing: str = "linspace") -> list[int]:
     return found
 
 
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """Return a schedule that begins like this one and ends at SNR 0.
+
+    For networks that predict v or x_0, and samplers that begin at T. One that
+    ends there already is returned as it is.
+
+    Raises:
+        ValueError: if it has one step only, which cannot do both.
+
+    Source: Lin et al. (2024), algorithm 1.
+
+    Implements eq-zero-terminal-snr (book/diffusion/pictures.md).
+    """
+    if not schedule.keeps_signal:
+        return schedule
+    check_order(2, T=schedule.T)
+    a = schedule.signal[1:]
+    power = ((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2
+    power = F.pad(power, (1, 0), value=1.0)
+    return Schedule.from_betas(1 - power[1:] / power[:-1])
+
+
 _MAKERS = {
     "linear": Schedule.linear,
     "scaled_linear": Schedule.scaled_linear,
@@ -290,8 +319,7 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     """Return the schedule in a scheduler_config.json of diffusers.
 
     Raises:
-        ValueError: if a key or the name of the schedule is not known, or it
-            is rescaled to end without any signal.
+        ValueError: if a key or the name of the schedule is not known.
     """
     own = {
         "beta_end": 0.02,
@@ -306,24 +334,29 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     if strange := sorted(given.keys() - known):
         raise ValueError(f"unknown keys of a schedule: {', '.join(strange)}")
     own |= given
-    if own["rescale_betas_zero_snr"]:
-        raise ValueError(
-            "rescale_betas_zero_snr: a schedule of this book keeps some signal"
-        )
     T, name = own["num_train_timesteps"], own["beta_schedule"]
     if own["trained_betas"] is not None:
-        return Schedule.from_betas(own["trained_betas"])
-    if name == "squaredcos_cap_v2":
-        return Schedule.cosine(T)
-    if name not in _MAKERS:
+        schedule = Schedule.from_betas(own["trained_betas"])
+    elif name == "squaredcos_cap_v2":
+        schedule = Schedule.cosine(T)
+    elif name in _MAKERS:
+        schedule = _MAKERS[name](T, own["beta_start"], own["beta_end"])
+    else:
         raise ValueError(f"unknown beta_schedule {name!r}")
-    return _MAKERS[name](T, own["beta_start"], own["beta_end"])
+    zero = own["rescale_betas_zero_snr"]
+    return zero_terminal_snr(schedule) if zero else schedule
 
 
 def schedule_to_config(schedule: Schedule) -> dict[str, Any]:
-    """Return what a scheduler_config.json says of a schedule: its betas."""
-    return {
+    """Return what a scheduler_config.json says of a schedule: its betas.
+
+    One that ends at SNR 0 asks for steps that begin there.
+    """
+    own = {
         "num_train_timesteps": schedule.T,
         "trained_betas": schedule.beta[1:].tolist(),
-        "rescale_betas_zero_snr": False,
+        "rescale_betas_zero_snr": not schedule.keeps_signal,
     }
+    if schedule.keeps_signal:
+        return own
+    return own | {"timestep_spacing": "trailing"}

@@ -146,13 +146,20 @@ def test_what_is_no_table_is_refused(beta):
     )
 
 
+@pytest.mark.parametrize("beta", [[0.0, 1.0], [0.0, 0.1, 0.2, 1.0]])
+def test_the_last_step_may_forget_everything(beta):
+    check_beta(torch.tensor(beta, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("beta", "t"),
     [
         ([0.1, 0.1], 0),
         ([-1e-300, 0.1], 0),
         ([0.0, 0.1, 0.0, 0.2], 2),
-        ([0.0, 1.0], 1),
+        ([0.0, 1.0, 0.1], 1),
+        ([0.0, 1.0, 1.0], 1),
+        ([0.0, 0.1, 1 + 1e-15], 2),
         ([0.0, 0.1, -0.1], 2),
         ([0.0, 1.5, 1.5], 1),
         ([0.0, 0.1, math.nan, 0.1], 2),

@@ -18,7 +18,11 @@ from tangled.diffusion.ddim import (
 from tangled.diffusion.elbo import ancestral_sample, posterior, posterior_var
 from tangled.diffusion.mixture import GaussianMixture
 from tangled.diffusion.prediction import Prediction, convert
-from tangled.diffusion.schedule import Schedule, step_list
+from tangled.diffusion.schedule import (
+    Schedule,
+    step_list,
+    zero_terminal_snr,
+)
 from tangled.workshop.statistics import standard_score
 
 
@@ -261,6 +265,69 @@ def test_the_first_step_that_is_not_finite_is_named():
     with pytest.raises(FloatingPointError, match="not finite at t = 6"):
         ddim_sample(network, noise(2, 3), q, [10, 8, 6, 2], prediction="x0")
     assert calls == [10, 8, 6, 2]  # nothing was read inside of the loop
+
+
+def best_velocity(q, mean, std):
+    """Return the best prediction of v for N(mean, std^2)."""
+
+    def network(xt, t):
+        a, s = q.signal[t, None], q.noise_std[t, None]
+        kept = a * std**2 / (a**2 * std**2 + s**2)
+        return (a * xt - mean - kept * (xt - a * mean)) / s
+
+    return network
+
+
+@pytest.mark.verifies("eq-lost-brightness", "alg-ddim")
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("n", [5, 1000])
+def test_from_pure_noise_the_mean_is_right_whatever_the_steps(n, eta):
+    plain = Schedule.scaled_linear(1000)
+    steps, start = step_list(1000, n, "trailing"), noise(1000, 1)
+    start = torch.cat([start, -start])  # a mean of 0, and variance near 1
+    errors = []
+    for q in (zero_terminal_snr(plain), plain):
+        x = ddim_sample(
+            best_velocity(q, 50.0, 30.0),
+            start,
+            q,
+            steps,
+            prediction="v",
+            eta=eta,
+            generator=seeded(2),
+        )
+        assert x.isfinite().all()
+        errors.append((x.mean() - 50).item())
+    # Without fresh noise exactly; with it, within five standard errors.
+    room = 1e-9 if eta == 0 else 5 * 30 / 2000**0.5
+    assert abs(errors[0]) < room
+    assert errors[1] < -10, "the plain schedule would do"
+
+
+def test_without_signal_a_step_begins_with_a_picture_and_never_with_noise():
+    q, x = Schedule.from_betas([0.3, 0.2, 1.0]), noise(3, 2)
+    for prediction in ("eps", "score"):
+        with pytest.raises(ValueError, match="must be x0 or v, got"):
+            ddim_sample(half, x, q, [3, 1], prediction=prediction)
+        below = ddim_sample(half, x, q, [2, 1], prediction=prediction)
+        assert below.isfinite().all()
+    with pytest.raises(ValueError, match="at t = 3 the noise says nothing"):
+        euler_step(x, x, 3, 1, q)
+    assert torch.equal(euler_step(x, x / 2, 1, 3, q), x / 2)
+    for s, sigma in ((3, 0.0), (2, q.noise_std[2]), (0, 0.0)):
+        assert ddim_sigma(q, 3, s, 1.0) == sigma
+
+
+def test_inversion_up_to_pure_noise_is_the_noise_that_was_seen():
+    q, x0 = zero_terminal_snr(Schedule.linear(1000)), noise(20, 1)
+    steps = step_list(1000, 200, "trailing")
+    network = best_velocity(q, 0.5, 0.5)
+    there = ddim_invert(network, x0, q, steps, prediction="v")
+    back = ddim_sample(network, there, q, steps, prediction="v")
+    assert (back - x0).abs().max() < 0.1
+    low = ddim_invert(half, x0, q, [1000, 600])
+    x = euler_step(x0, x0 / 2, 0, 600, q)
+    assert_close(low, x / 2)
 
 
 def test_there_and_back_is_of_first_order():

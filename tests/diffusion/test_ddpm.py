@@ -27,7 +27,7 @@ from tangled.diffusion.prediction import (
     denoising_losses,
     hybrid_losses,
 )
-from tangled.diffusion.schedule import Schedule
+from tangled.diffusion.schedule import Schedule, zero_terminal_snr
 from tangled.workshop.statistics import standard_score
 
 
@@ -199,6 +199,49 @@ def test_the_recursion_is_that_of_a_product_form(s0):
     found = sampler_variances(q, sigma, s0)
     assert found.shape == (51,)
     assert_close(found[0], expected)
+
+
+@pytest.mark.verifies("prop-sampler-variance")
+def test_the_recursion_goes_on_from_pure_noise():
+    q = zero_terminal_snr(Schedule.linear(50, 1e-3, 0.2))
+    found = sampler_variances(q, q.beta.sqrt(), 1.0)
+    assert_close(found[1:], torch.ones(50).double())
+    assert_close(found[0], q.alpha[1])
+    # the first step forgets where it began
+    narrow = sampler_variances(q, posterior_var(q).sqrt(), 0.3)
+    assert_close(narrow[49], 1 - q.alpha_bar[49])
+
+
+@pytest.mark.verifies("alg-ddpm")
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_from_pure_noise_the_samples_have_the_mean_of_the_data(variance):
+    plain = Schedule.linear(40, 2e-3, 0.2)
+    for q, fits in ((zero_terminal_snr(plain), True), (plain, False)):
+
+        def guess(xt, t, q=q):
+            a, s = q.signal[t, None], q.noise_std[t, None]
+            kept = a * 9 / (a**2 * 9 + s**2)
+            return 50 + kept * (xt - a * 50)
+
+        x = ddpm_sample(
+            guess,
+            noise(4000, 1),
+            q,
+            down(q),
+            prediction="x0",
+            variance=variance,
+            generator=seeded(1),
+        )
+        assert (abs(standard_score(x[:, 0], 50.0)) < 5) == fits
+
+
+@pytest.mark.parametrize("prediction", ["eps", "score"])
+def test_noise_is_refused_where_it_says_nothing(prediction):
+    q, x = Schedule.from_betas([0.3, 0.2, 1.0]), noise(3, 2)
+    with pytest.raises(ValueError, match=f"x0 or v, got '{prediction}'"):
+        ddpm_sample(half, x, q, [3, 1], prediction=prediction)
+    found = ddpm_sample(half, x, q, [2, 1], prediction=prediction)
+    assert found.isfinite().all()
 
 
 @pytest.mark.verifies("alg-ddpm")

@@ -222,6 +222,23 @@ def test_the_chain_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.verifies("cor-forward-transition")
+@pytest.mark.parametrize("s", [0, 3, 5])
+def test_a_transition_to_pure_noise_forgets_and_to_itself_does_nothing(s):
+    q = Schedule.from_betas([0.1, 0.2, 0.3, 0.4, 1.0])
+    expected = (1.0, 0.0) if s == 5 else (0.0, 1.0)
+    assert tuple(x.item() for x in transition(q, s, 5)) == expected
+
+
+@pytest.mark.verifies("thm-forward-marginal", "prop-prior-gap")
+def test_a_chain_that_ends_without_signal_ends_in_its_last_noise():
+    q, x0 = Schedule.from_betas([0.1, 0.2, 1.0]), torch.randn(4, 2).double()
+    eps, t = torch.randn(4, 2).double(), torch.full((4,), 3)
+    assert torch.equal(diffuse(x0, t, eps, q), eps)
+    assert torch.equal(forward_step(x0, 3, eps, q), eps)
+    assert (prior_term(x0, q) == 0).all()
+
+
 @pytest.mark.verifies("prop-prior-gap")
 @given(betas, st.integers(1, 6))
 def test_prior_term_is_a_sum_over_dimensions_and_not_negative(beta, dim):

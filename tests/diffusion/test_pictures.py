@@ -29,6 +29,7 @@ from tangled.diffusion.schedule import (
     Schedule,
     schedule_from_config,
     schedule_to_config,
+    zero_terminal_snr,
 )
 from tangled.diffusion.unet import (
     UNet,
@@ -239,12 +240,25 @@ def test_weights_of_another_configuration_are_refused(tmp_path):
         Schedule.cosine(77),
         Schedule.scaled_linear(10),
         Schedule.from_betas([0.3]),
+        zero_terminal_snr(Schedule.scaled_linear(1000)),
     ],
-    ids=["linear", "cosine", "scaled", "one step"],
+    ids=["linear", "cosine", "scaled", "one step", "no signal"],
 )
 def test_a_schedule_survives_the_way_to_disk_and_back(schedule):
     config = json.loads(json.dumps(schedule_to_config(schedule)))
     assert torch.equal(schedule_from_config(config).beta, schedule.beta)
+
+
+@pytest.mark.parametrize("name", ["linear", "squaredcos_cap_v2"])
+def test_a_schedule_is_rescaled_if_its_file_says_so(name):
+    plain = {"beta_schedule": name, "num_train_timesteps": 100}
+    found = schedule_from_config(plain | {"rescale_betas_zero_snr": True})
+    expected = zero_terminal_snr(schedule_from_config(plain))
+    assert torch.equal(found.beta, expected.beta)
+    config = schedule_to_config(found)
+    assert config["rescale_betas_zero_snr"] is True
+    assert config["timestep_spacing"] == "trailing"
+    assert "timestep_spacing" not in schedule_to_config(Schedule.linear(9))
 
 
 def test_the_defaults_are_those_of_the_library():
@@ -263,7 +277,6 @@ def test_the_defaults_are_those_of_the_library():
             "unknown keys of a schedule: colour",
         ),
         ({"beta_schedule": "laplace"}, "unknown beta_schedule 'laplace'"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
     ],
 )
 def test_a_schedule_that_is_not_known_is_refused(config, words):
@@ -315,6 +328,14 @@ def test_conventions_that_are_not_ours_are_refused(change, words, tmp_path):
 def test_a_prediction_that_they_do_not_know_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="cannot predict 'score'"):
         save_pipeline(pipeline(prediction="score"), tmp_path / "model")
+
+
+def test_the_bound_refuses_noise_where_it_says_nothing():
+    q = zero_terminal_snr(Schedule.linear(20, 1e-3, 0.2))
+    x0 = torch.full((1, 3, 8, 8), -1.0)
+    with pytest.raises(ValueError, match="x0 or v, got 'eps'"):
+        bound_in_bits(Pipeline(unet(size=8), q), x0)
+    assert bound_in_bits(Pipeline(unet(size=8), q, "v"), x0).isfinite().all()
 
 
 @pytest.mark.verifies("eq-bits")

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from tangled.diffusion.elbo import (
     ancestral_sample,
+    bound_terms,
     decoder_term,
     empirical_denoiser,
     kl_terms,
@@ -31,7 +32,7 @@ from tangled.diffusion.prediction import (
     vlb_weights,
     weights_in,
 )
-from tangled.diffusion.schedule import Schedule
+from tangled.diffusion.schedule import Schedule, zero_terminal_snr
 from tangled.workshop.statistics import standard_score
 
 KINDS = list(Prediction)
@@ -64,6 +65,76 @@ def test_every_target_gives_every_other_one(shape):
                 found = convert(y, xt, t, q, given_kind, wanted)
                 exact = target(x0, eps, t, q, wanted)
                 assert_close(found, exact, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.verifies("prop-predictions", "thm-exact-weights")
+@pytest.mark.parametrize("given", ["x0", "v"])
+def test_at_pure_noise_velocity_and_data_tell_everything(given):
+    q = zero_terminal_snr(Schedule.linear(1000))
+    t = torch.tensor([1, 500, 999, 1000])
+    x0, eps = noise(4, 3), noise(4, 3, seed=1)
+    xt, said = diffuse(x0, t, eps, q), target(x0, eps, t, q, given)
+    for wanted in KINDS:
+        found = convert(said, xt, t, q, given, wanted)
+        assert_close(
+            found, target(x0, eps, t, q, wanted), rtol=1e-9, atol=1e-9
+        )
+    assert torch.equal(target(x0, eps, t, q, "v")[3], -x0[3])
+    weights = weights_in(given, vlb_weights(q), q)
+    assert weights.isfinite().all()
+    ratio = q.snr[999] / 2  # half of SNR_(T-1) - 0, in x_0 and in v
+    assert weights[-1].item() == pytest.approx(ratio.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("given", ["eps", "score"])
+def test_at_pure_noise_the_noise_is_refused_by_name(given):
+    q, t = Schedule.from_betas([0.3, 1.0]), torch.tensor([1, 2])
+    xt = noise(2, 3)
+    same = convert(xt, xt, t, q, given, given)
+    assert torch.equal(same, xt)
+    calls = [
+        lambda: convert(xt, xt, t, q, given, "x0"),
+        lambda: convert(xt, xt, t, q, given, "v"),
+        lambda: weights_in(given, vlb_weights(q), q),
+        lambda: denoiser(lambda x, t: x, q, given),
+        lambda: denoising_losses(lambda x, t: x, xt, None, q, given),
+        lambda: hybrid_losses(lambda x, t: (x, x), xt, None, q, given),
+    ]
+    sentence = rf"^prediction must be x0 or v, got '{given}': .* says nothing"
+    for call in calls:
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+@pytest.mark.verifies("eq-snr-weights", "prop-prior-gap")
+def test_at_pure_noise_the_bound_pays_for_the_picture_and_not_for_the_end():
+    q, x0 = zero_terminal_snr(Schedule.linear(20, 0.01, 0.3)), noise(3, 4)
+    sigma = posterior_var(q).sqrt()
+    model = denoiser(lambda x, t: x, q, "v")
+    terms = bound_terms(
+        model, x0, q, sigma, levels=None, generator=seeded(), chunk=7
+    )
+    assert terms.isfinite().all()
+    assert (terms[:, 20] == 0).all()
+    blind = bound_terms(
+        lambda x, t: 0 * x, x0, q, sigma, levels=None, generator=seeded()
+    )
+    ratio = q.snr[19] / 2
+    assert_close(blind[:, 19], ratio * x0.square().sum(1), rtol=1e-9, atol=0)
+
+
+@pytest.mark.verifies("def-simple-loss", "eq-hybrid-loss")
+@pytest.mark.parametrize("kind", ["x0", "v"])
+def test_losses_at_pure_noise_are_those_of_the_data(kind):
+    q, x0 = Schedule.from_betas([1.0]), noise(3, 4)
+    sign = {"x0": 1, "v": -1}[kind]
+    loss = denoising_losses(lambda x, t: 0 * x, x0, seeded(), q, kind)
+    assert_close(loss, x0.square().mean(1))
+    q = Schedule.from_betas([0.3, 1.0])
+    both = hybrid_losses(
+        lambda x, t: (sign * x0, 0 * x), x0, seeded(), q, "x0"
+    )
+    assert both.isfinite().all()
 
 
 @given(st.floats(1e-6, 0.99), st.floats(-3, 3), st.floats(-3, 3))

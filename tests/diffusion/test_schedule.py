@@ -16,6 +16,7 @@ from tangled.diffusion.schedule import (
     per_sample,
     schedule_named,
     to_index,
+    zero_terminal_snr,
 )
 from tangled.workshop.statistics import standard_score
 
@@ -177,9 +178,67 @@ def test_the_cosine_follows_its_formula_up_to_its_last_step():
     assert schedule.alpha_bar[-1] > 1e20 * f[-1]
 
 
-def test_the_cosine_without_its_cap_ends_at_zero_and_is_refused():
-    with pytest.raises(ValueError, match=r"at t = 1000 beta is 1\.0 and"):
-        Schedule.cosine(1000, max_beta=1.0)
+def test_the_cosine_without_its_cap_ends_at_zero():
+    bare, capped = Schedule.cosine(1000, max_beta=1.0), Schedule.cosine(1000)
+    assert bare.beta[-1] == 1
+    assert torch.equal(bare.alpha_bar[:-1], capped.alpha_bar[:-1])
+    assert not bare.keeps_signal
+    assert capped.keeps_signal
+
+
+# Every way to a schedule that ends without signal, up to a single step.
+ENDED = {
+    "linear": zero_terminal_snr(Schedule.linear(1000)),
+    "scaled": zero_terminal_snr(Schedule.scaled_linear(1000)),
+    "cosine": Schedule.cosine(20, max_beta=1.0),
+    "two": zero_terminal_snr(Schedule.from_betas([0.3, 0.4])),
+    "one": Schedule.from_betas([1.0]),
+}
+
+
+@pytest.mark.parametrize("q", ENDED.values(), ids=ENDED)
+def test_without_signal_every_table_has_its_limit_at_the_end(q):
+    ends = {
+        "beta": 1,
+        "alpha": 0,
+        "alpha_bar": 0,
+        "signal": 0,
+        "noise_std": 1,
+        "snr": 0,
+        "rho": math.inf,
+        "half_log_snr": -math.inf,
+        "phi": math.pi / 2,
+    }
+    for name, end in ends.items():
+        assert getattr(q, name)[-1] == end, name
+        assert getattr(q, name)[:-1].isfinite().sum() >= q.T - 1
+        assert not getattr(q, name).isnan().any()
+    assert not q.to("cpu").keeps_signal
+    assert not q.shifted(0.5).keeps_signal
+
+
+@pytest.mark.verifies("eq-zero-terminal-snr")
+@given(betas)
+def test_rescaling_is_a_straight_map_that_keeps_the_first_step(beta):
+    q = Schedule.from_betas(F.pad(beta.clamp(1e-4, 0.9), (0, 1), value=0.1))
+    new = zero_terminal_snr(q)
+    assert new.signal[-1] == 0
+    assert_close(new.signal[1], q.signal[1], rtol=1e-12, atol=0)
+    share = (q.signal[1:] - q.signal[-1]) / (q.signal[1] - q.signal[-1])
+    assert_close(new.signal[1:], q.signal[1] * share, rtol=1e-9, atol=1e-15)
+    assert zero_terminal_snr(new) is new
+
+
+@pytest.mark.usefixtures("plain_errors")
+def test_one_step_cannot_keep_its_place_and_end_without_signal():
+    with pytest.raises(ValueError, match=r"2 <= T, got T = 1"):
+        zero_terminal_snr(Schedule.from_betas([0.3]))
+
+
+@pytest.mark.usefixtures("plain_errors")
+def test_signal_that_is_lost_by_rounding_is_refused():
+    with pytest.raises(ValueError, match="unless the last beta is 1, but at"):
+        Schedule.from_betas([0.99] * 200)
 
 
 def test_steps_may_be_a_list_an_array_or_a_tensor():

@@ -297,6 +297,7 @@ def test_an_interruption_is_quiet(monkeypatch, capsys):
     assert command() == 130
     assert capsys.readouterr().err == "interrupted\n"
 
+
 @pytest.mark.parametrize("argument", ["seconds", "run", "--help"])
 def test_output_that_nobody_reads_is_quiet(small_book, argument):
     small_book.chapters(a=["print(1)"])
@@ -306,7 +307,8 @@ def test_output_that_nobody_reads_is_quiet(small_book, argument):
     _, err = process.communicate(timeout=60)
     assert err == ""
     # An unbuffered argparse passes over it.
-    assert process.returncode in ((0, 141) if argument == "--help" else (141,))
+    codes = (0, 141) if argument == "--help" else (141,)
+    assert process.returncode in codes
 
 
 def test_another_pipe_that_breaks_is_an_error(monkeypatch, capsys):
