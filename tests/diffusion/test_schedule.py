@@ -217,6 +217,12 @@ def test_without_signal_every_table_has_its_limit_at_the_end(q):
     assert not q.shifted(0.5).keeps_signal
 
 
+def test_a_last_trace_of_signal_is_signal():
+    q = Schedule.from_betas([0.3, 1 - 2**-53])
+    assert q.keeps_signal
+    assert q.snr[-1] > 0
+
+
 @pytest.mark.verifies("eq-zero-terminal-snr")
 @given(betas)
 def test_rescaling_is_a_straight_map_that_keeps_the_first_step(beta):
