@@ -3,9 +3,11 @@
     python benchmarks/unet.py [--device cuda]
 
 The network is the one of the coloured shapes; ours and `UNet2DModel` have equal weights. All take
-turns, on one thread of the CPU; told is the median over the rounds of the ratio of their times.
-The share of the network is the time of its calls alone over that of the sampling loop. The table
-is written to `benchmarks/results.md`.
+turns, on one thread of the CPU; told is the median over the rounds of the ratio of their times,
+on the CPU those of the processor.
+The share of the network is the time of its calls alone over that of the sampling loop. The peak is
+a product of two matrices of 1024 by 1024; the training step is set beside it by the operations that
+torch counts in both. Two tables are written to `benchmarks/results.md`.
 """
 
 import argparse
@@ -13,11 +15,12 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import diffusers
 import torch
 from results import record
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(
@@ -29,21 +32,26 @@ from tangled.diffusion.schedule import Schedule, step_list  # noqa: E402
 from tangled.diffusion.unet import UNet, UNetConfig  # noqa: E402
 
 STEPS = 20
+SIDE = 1024  # of the matrices whose product is the peak
 
 
 def turns(
     works: dict[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Return seconds of each, in rounds in which they take turns."""
+    """Return seconds of each, in rounds in which they take turns.
+
+    On the CPU those of the processor, since others may be at work on it.
+    """
+    clock = perf_counter if device.type == "cuda" else process_time
     found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
-            began = perf_counter()
+            began = clock()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if number:  # the first round warms up
-                found[name].append(perf_counter() - began)
+                found[name].append(clock() - began)
     return found
 
 
@@ -65,8 +73,23 @@ def training_step(
     model.zero_grad()
 
 
+def in_bfloat16(
+    model: torch.nn.Module, x: torch.Tensor, t: torch.Tensor
+) -> None:
+    """Make such a step with the forward pass in bfloat16 where autocast has it."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        training_step(model, x, t)
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Return how many multiplications and additions torch counts."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
 def main() -> None:
-    """Measure and write the table."""
+    """Measure and write the tables."""
     parser = argparse.ArgumentParser(description="Time the U-Net.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
@@ -101,7 +124,8 @@ def main() -> None:
     pipeline = diffusers.DDPMPipeline(theirs, diffusers.DDPMScheduler(1000))
     pipeline.set_progress_bar_config(disable=True)
     steps = step_list(1000, STEPS, "leading")
-    rows = []
+    matrix = torch.randn(SIDE, SIDE, device=device)
+    rows, steps_alone = [], []
     for batch in (1, 8, 32):
         x = torch.randn(batch, 1, 28, 28, device=device)
         t = torch.full((batch,), 500, device=device)
@@ -126,6 +150,8 @@ def main() -> None:
                 "their step": lambda x=x, t=t: training_step(
                     theirs.train(), x, t
                 ),
+                "bfloat16": lambda x=x, t=t: in_bfloat16(ours.train(), x, t),
+                "peak": lambda: matrix @ matrix,
             },
             options.rounds,
             device,
@@ -133,11 +159,23 @@ def main() -> None:
         share = [
             a / b for a, b in zip(found["calls"], found["loop"], strict=True)
         ]
+        count = operations(lambda x=x, t=t: training_step(ours.train(), x, t))
+        peak = [
+            count / step / (2 * SIDE**3 / product)
+            for step, product in zip(
+                found["our step"], found["peak"], strict=True
+            )
+        ]
         rows.append(
             f"| {batch} | {1000 * statistics.median(found['loop']) / STEPS:.1f} "
             f"| {statistics.median(share):.1%} "
             f"| {ratio(found, 'loop', 'pipeline')} "
             f"| {ratio(found, 'our step', 'their step')} |"
+        )
+        steps_alone.append(
+            f"| {batch} | {1000 * statistics.median(found['our step']):.0f} "
+            f"| {statistics.median(peak):.0%} "
+            f"| {ratio(found, 'bfloat16', 'our step')} |"
         )
     name = (
         torch.cuda.get_device_name()
@@ -155,6 +193,15 @@ def main() -> None:
         "| pictures | ms a step | share of the network | loop / their pipeline | "
         "training step / theirs |\n| --: | --: | --: | --: | --: |\n"
         + "\n".join(rows)
+        + "\n"
+    )
+    record(
+        f"# A training step of the U-Net ({kind})\n\n"
+        "The same network and rounds. Milliseconds of a step forward and back; its operations\n"
+        f"in a second over those of a product of matrices of {SIDE} by {SIDE}; the time under\n"
+        "autocast to bfloat16 over that in float32. By `python benchmarks/unet.py`.\n\n"
+        "| pictures | ms | of the peak | bfloat16 / float32 |\n| --: | --: | --: | --: |\n"
+        + "\n".join(steps_alone)
         + "\n"
     )
 
