@@ -14,12 +14,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from tangled.diffusion.ddim import ddim_sample
-from tangled.diffusion.ddpm import ddpm_sample, fit, guessed, halves
+from tangled.diffusion.ddpm import (
+    ddpm_sample,
+    evaluating,
+    fit,
+    guessed,
+    halves,
+)
 from tangled.diffusion.elbo import bits_per_dim, posterior_var, vlb
 from tangled.diffusion.prediction import Prediction, learned_log_var
 from tangled.diffusion.schedule import (
@@ -54,7 +60,8 @@ class PictureFolder(Dataset):
         channels: 3 for colour, 1 for grey.
 
     Raises:
-        ValueError: if there are none, one cannot be read, or sizes differ.
+        ValueError: if there are none, one cannot be read or has more than 8
+            bits a channel, or sizes differ.
     """
 
     ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -62,16 +69,17 @@ class PictureFolder(Dataset):
     def __init__(
         self, folder: str | Path, size: int | None = None, channels: int = 3
     ) -> None:
-        self.size, self.mode = size, {1: "L", 3: "RGB"}[channels]
+        modes = {1: "L", 3: "RGB"}
+        if channels not in modes:
+            raise ValueError(f"channels must be 1 or 3, got {channels!r}")
+        self.size, self.mode = size, modes[channels]
         found = sorted(Path(folder).rglob("*"))
         self.files = [f for f in found if f.suffix.lower() in self.ENDINGS]
         if not self.files:
             raise ValueError(
                 f"{folder} has no files {', '.join(self.ENDINGS)}"
             )
-        sizes = {
-            self._seen(f, lambda picture: picture.size): f for f in self.files
-        }
+        sizes = {self._seen(f, _upright_size): f for f in self.files}
         if size is None and len(sizes) > 1:
             (a, first), (b, other), *_ = sizes.items()
             raise ValueError(
@@ -83,6 +91,8 @@ class PictureFolder(Dataset):
         """Return what is taken of a picture while its file is open."""
         try:
             with Image.open(file) as picture:
+                if picture.mode[0] in "IF":  # cut to 255 by `convert`
+                    raise ValueError(f"{file} has more than 8 bits a channel")
                 return take(picture)
         except OSError as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
@@ -92,7 +102,8 @@ class PictureFolder(Dataset):
 
     def __getitem__(self, index: int) -> Float[Tensor, "C H W"]:
         picture = self._seen(
-            self.files[index], lambda p: p.convert(self.mode)
+            self.files[index],
+            lambda p: ImageOps.exif_transpose(p).convert(self.mode),
         )
         if self.size is not None:
             side, (wide, high) = min(picture.size), picture.size
@@ -104,6 +115,12 @@ class PictureFolder(Dataset):
         )
         shape = (picture.height, picture.width, -1)
         return numbers.reshape(shape).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Return width and height as the camera was held."""
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return picture.size[::-1] if turned else picture.size
 
 
 def picture_grid(
@@ -119,7 +136,7 @@ def picture_grid(
     for i, picture in enumerate(levels.byte()):
         top, left = i // columns * (high + gap), i % columns * (wide + gap)
         grid[:, top : top + high, left : left + wide] = picture
-    return Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
 @dataclass(frozen=True)
@@ -242,15 +259,16 @@ def bound_in_bits(
             return guess
         return guess, (learned_log_var(share, t, q) / 2).exp()
 
-    nats = vlb(
-        model,
-        x0,
-        q,
-        None if learned else sigma.sqrt(),
-        levels=levels,
-        generator=generator,
-        chunk=chunk,
-    )
+    with evaluating(pipeline.network):
+        nats = vlb(
+            model,
+            x0,
+            q,
+            None if learned else sigma.sqrt(),
+            levels=levels,
+            generator=generator,
+            chunk=chunk,
+        )
     return bits_per_dim(nats, x0[0].numel())
 
 
@@ -369,6 +387,8 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     """Draw pictures and write them as one."""
+    if options.count < 1:
+        raise ValueError(f"count must be at least 1, got {options.count}")
     if options.picture.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{options.picture} has no ending of a picture file")
     pipeline = load_pipeline(options.model)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from tangled.diffusion.ddim import ddim_sample
 from tangled.diffusion.ddpm import ddpm_sample, halves
 from tangled.diffusion.elbo import bits_per_dim, posterior_var, vlb
 from tangled.diffusion.pictures import (
@@ -29,6 +30,7 @@ from tangled.diffusion.schedule import (
     Schedule,
     schedule_from_config,
     schedule_to_config,
+    step_list,
     zero_terminal_snr,
 )
 from tangled.diffusion.unet import (
@@ -76,6 +78,18 @@ def test_a_folder_gives_back_the_bytes(folder):
         assert data[i].dtype == torch.float32
 
 
+@pytest.mark.parametrize("ending", PictureFolder.ENDINGS)
+def test_every_ending_that_is_named_is_read(ending, tmp_path):
+    assert {".png", ".jpg", ".jpeg", ".webp", ".bmp"} == set(
+        PictureFolder.ENDINGS
+    )
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / f"a{ending}")
+    (picture,) = PictureFolder(tmp_path)
+    assert_close(
+        picture.mean((1, 2)), torch.tensor([1.0, -1, -1]), atol=0.03, rtol=0
+    )
+
+
 def test_the_range_is_from_minus_one_to_one(tmp_path):
     for name, level in (("a", 0), ("b", 255)):
         plain = np.full((4, 4, 3), level, np.uint8)
@@ -101,6 +115,37 @@ def test_grey_is_one_channel_and_other_modes_are_converted(tmp_path):
     Image.fromarray(pixels(4, 4)).convert("L").save(tmp_path / "r.png")
     assert {x.shape for x in PictureFolder(tmp_path)} == {(3, 4, 4)}
     assert {x.shape for x in PictureFolder(tmp_path, None, 1)} == {(1, 4, 4)}
+
+
+def test_a_photograph_is_read_as_the_camera_was_held(tmp_path):
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, :4] = 255  # the left half is white
+    photograph = Image.fromarray(wide)
+    note = photograph.getexif()
+    note[0x0112] = 6  # a quarter turn to the right
+    photograph.save(tmp_path / "a.png", exif=note)
+    (picture,) = PictureFolder(tmp_path)
+    assert picture.shape == (3, 8, 4)
+    assert (picture[:, :4] == 1).all()  # what was left is above
+    assert (picture[:, 4:] == -1).all()
+    Image.fromarray(wide.transpose(1, 0, 2)).save(tmp_path / "b.png")
+    assert {x.shape for x in PictureFolder(tmp_path)} == {(3, 8, 4)}
+
+
+def test_what_would_be_cut_to_white_is_refused(tmp_path):
+    deep = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for channels in (1, 3):
+        with pytest.raises(
+            ValueError, match=r"deep.png has more than 8 bits"
+        ):
+            PictureFolder(tmp_path, channels=channels)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_other_channels_than_grey_and_colour_are_refused(folder, channels):
+    with pytest.raises(ValueError, match="channels must be 1 or 3, got"):
+        PictureFolder(folder, channels=channels)
 
 
 def test_folders_that_cannot_be_used_are_refused(folder, tmp_path):
@@ -385,6 +430,17 @@ def test_a_learned_variance_at_the_end_of_its_range_is_the_fixed_one():
     assert_close(found, expected, rtol=1e-4, atol=0)
 
 
+def test_the_bound_is_taken_in_evaluation_mode():
+    network, x0 = unet(size=8, dropout=0.5), torch.full((1, 3, 8, 8), 1.0)
+    mine = Pipeline(network.train(), Schedule.cosine(5))
+    first, second = (
+        bound_in_bits(mine, x0, generator=torch.Generator().manual_seed(0))
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert network.training
+
+
 RUN = ["--batch-size", "4", "--widths", "8", "16", "--T", "20"]
 
 
@@ -395,6 +451,14 @@ def test_two_commands_train_and_draw(folder, tmp_path, learned, capsys):
     start = ["train", str(run), "--data", str(folder), "--size", "8"]
     assert command([*start, "--steps", "3", *RUN, *extra]) == 0
     assert "model: 3 steps, loss " in capsys.readouterr().out
+    model = load_pipeline(run / "model")
+    config = model.network.config
+    assert (config.widths, config.size) == ((8, 16), 8)
+    assert (config.channels, config.outputs) == (3, 3 * (1 + learned))
+    assert config.attention == (1,)
+    assert (model.prediction, model.clip) == ("v", True)
+    assert model.variance == ("learned" if learned else "small")
+    assert torch.equal(model.schedule.beta, Schedule.cosine(20).beta)
     for sampler in ("ddim", "ddpm"):
         grid = tmp_path / f"{sampler}.png"
         options = ["--steps", "4", "--count", "5", "--sampler", sampler]
@@ -509,6 +573,20 @@ def test_the_sampler_of_the_command_is_that_of_the_package(tmp_path):
     assert grid.read_bytes() == (tmp_path / "other.png").read_bytes()
 
 
+def test_the_command_draws_with_ddim_and_without_fresh_noise(tmp_path):
+    mine = pipeline()
+    save_pipeline(mine, tmp_path / "model")
+    grid = tmp_path / "grid.png"
+    command(["sample", str(tmp_path / "model"), str(grid), "--steps", "7"])
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.empty(16, 3, 8, 8).normal_(generator=generator)
+    x0 = ddim_sample(
+        mine.network, noise, mine.schedule, step_list(30, 7), clip=True
+    )
+    picture_grid(x0, 4).save(tmp_path / "other.png")
+    assert grid.read_bytes() == (tmp_path / "other.png").read_bytes()
+
+
 def test_the_share_of_a_learned_network_is_its_second_half():
     said, share = halves(
         Shared(unet(), -1.0)(torch.zeros(1, 3, 8, 8), torch.ones(1).long())
@@ -527,6 +605,27 @@ def test_rectangles_ask_for_a_size_and_sizes_for_enough_halvings(
     assert "must be multiples of 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--count", "0"], "count must be at least 1, got 0"),
+        (["--count", "-1"], "count must be at least 1, got -1"),
+        (["--steps", "31"], "1 <= n <= T, got n = 31, T = 30"),
+        (["--steps", "9", "--size", "7"], "must be multiples of 2"),
+        (["--steps", "9", "--eta", "2"], "eta must"),
+    ],
+)
+def test_mistakes_when_drawing_are_one_sentence(
+    options, words, tmp_path, capsys
+):
+    save_pipeline(pipeline(), tmp_path / "model")
+    line = ["sample", str(tmp_path / "model"), str(tmp_path / "grid.png")]
+    assert command([*line, *options]) == 1
+    told = capsys.readouterr().err.strip()
+    assert words in told.splitlines()[-1]
+    assert "Traceback" not in told
+
+
 def test_an_ending_that_is_no_picture_is_refused_before_drawing(
     tmp_path, capsys
 ):
@@ -534,3 +633,5 @@ def test_an_ending_that_is_no_picture_is_refused_before_drawing(
     line = ["sample", str(tmp_path / "model"), str(tmp_path / "grid.txt")]
     assert command(line) == 1
     assert "no ending of a picture" in capsys.readouterr().err
+    line = ["sample", str(tmp_path / "model"), str(tmp_path / "GRID.PNG")]
+    assert command([*line, "--steps", "2", "--count", "1"]) == 0
