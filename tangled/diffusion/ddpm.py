@@ -269,20 +269,25 @@ def sampler_variances(
 
 
 class PointNetwork(nn.Module):
-    """Four layers for points [B, dim], with the step as waves beside them."""
+    """Four layers for points [B, dim], with the step as waves beside them.
 
-    def __init__(self, dim: int = 2, width: int = 128) -> None:
+    It returns `outputs` numbers for each point; None: as many as come in.
+    """
+
+    def __init__(
+        self, dim: int = 2, width: int = 128, outputs: int | None = None
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             *(nn.Linear(dim + 32, width), nn.SiLU()),
             *(nn.Linear(width, width), nn.SiLU()),
             *(nn.Linear(width, width), nn.SiLU()),
-            nn.Linear(width, dim),
+            nn.Linear(width, outputs or dim),
         )
 
     def forward(
         self, xt: Float[Tensor, "B dim"], t: Int64[Tensor, "B"]
-    ) -> Float[Tensor, "B dim"]:
+    ) -> Float[Tensor, "B outputs"]:
         """Return the prediction at x_t."""
         return self.body(torch.cat([xt, time_features(t, 32).to(xt)], 1))
 

@@ -113,7 +113,11 @@ class UNetConfig:
         attended = {*self.attention, len(widths) - 1}
         heads = {widths[level] for level in attended & {*levels}}
         for name, holds, what in (
-            ("widths", widths and widths[0] % 2 == 0, "some, the first even"),
+            (
+                "widths",
+                widths and min(widths) > 0 and widths[0] % 2 == 0,
+                "positive, the first even",
+            ),
             (
                 "groups",
                 not any(n % parts for n in widths),
@@ -393,8 +397,11 @@ def check_input(
     if (label is None) != (config.classes is None):
         needs = "no label" if config.classes is None else "a label"
         raise ValueError(f"the network takes {needs} with a picture")
-    if label is not None:
-        check_steps(label, xt)
+    if label is not None and label.shape != t.shape:
+        raise ValueError(
+            f"label must have shape {list(t.shape)}, one class for each "
+            f"picture, got {list(label.shape)}"
+        )
 
 
 # Our fields, under the names of UNet2DModel.

@@ -338,6 +338,65 @@ def test_a_network_in_half_precision_draws_about_the_same(dtype):
     assert error < 20 * torch.finfo(dtype).eps
 
 
+@pytest.mark.verifies("alg-ddpm", "eq-learned-variance")
+def test_a_share_in_half_precision_is_not_a_variance_in_half_precision():
+    """A share of -1 is exact in bfloat16, a logarithm of a variance is not."""
+    q = Schedule.cosine(50)
+    xT = noise(64, 2, 4, dtype=torch.float32)
+
+    def network(xt, t):
+        return torch.cat([xt / 2, torch.full_like(xt, -1.0)], 1)
+
+    def low(xt, t):
+        return network(xt, t).bfloat16()
+
+    def said(xt, t):
+        return low(xt, t).chunk(2, 1)[0]
+
+    learned, fixed = (
+        ddpm_sample(model, xT, q, down(q), variance=name, generator=seeded(1))
+        for model, name in ((low, "learned"), (said, "small"))
+    )
+    assert_close(learned, fixed, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_shown_unless_it_is_asked_for(capsys):
+    q = Schedule.cosine(10)
+    ddpm_sample(half, noise(2, 3), q, down(q))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.verifies("alg-ddpm", "eq-respaced")
+def test_the_network_is_asked_at_the_steps_that_it_was_trained_for():
+    """Exact noise of data N(0, 1) at the full chain's steps keeps variance."""
+    q, steps = Schedule.linear(1000), [1000, 700, 300, 40, 1]
+    seen = []
+
+    def network(xt, t):
+        seen.append(int(t[0]))
+        return q.noise_std[t][:, None] * xt
+
+    x = ddpm_sample(
+        network,
+        noise(20_000, 1),
+        q,
+        steps,
+        variance="large",
+        generator=seeded(2),
+    )
+    assert seen == steps
+    expected = q.alpha[1].item()
+    z = standard_score(x.square().flatten(), expected, std=expected * 2**0.5)
+    assert abs(z) < 5
+
+
+def test_a_network_for_points_may_return_more_than_it_takes():
+    network, xt = PointNetwork(outputs=4), noise(5, 2, dtype=torch.float32)
+    t = torch.arange(1, 6)
+    assert network(xt, t).shape == (5, 4)
+    assert PointNetwork(3)(xt[:, [0, 1, 1]], t).shape == (5, 3)
+
+
 def test_samples_follow_the_generator_and_the_noise():
     q = Schedule.cosine(20)
 

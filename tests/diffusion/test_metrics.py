@@ -41,6 +41,13 @@ def test_in_one_dimension_it_is_the_mean_distance_of_sorted_pairs():
     assert sliced_wasserstein(x, y, seeded(), 7) == pytest.approx(expected)
 
 
+@pytest.mark.verifies("eq-sliced-wasserstein")
+def test_pictures_in_float32_are_measured_in_float64():
+    x, y = drawn(50, 1, 2, 3).float(), drawn(50, 1, 2, 3, seed=1).float()
+    expected = sliced_wasserstein(x.double(), y.double(), seeded())
+    assert sliced_wasserstein(x, y, seeded()) == expected
+
+
 @pytest.mark.verifies("prop-sorted-pairs")
 def test_no_other_pairing_is_better():
     scipy = pytest.importorskip("scipy.optimize")

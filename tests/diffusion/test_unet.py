@@ -204,12 +204,16 @@ def test_steps_and_labels_that_do_not_fit_are_refused(plain_errors):
         unet()(x, two, two)
     with pytest.raises(ValueError, match="takes a label"):
         unet(classes=3)(x, two)
+    with pytest.raises(ValueError, match=r"label must have shape \[2\]"):
+        unet(classes=3)(x, two, one)
 
 
 @pytest.mark.parametrize(
     ("choices", "name"),
     [
         ({"widths": ()}, "widths"),
+        ({"widths": (0, 8)}, "widths"),
+        ({"widths": (8, -8)}, "widths"),
         ({"widths": (7, 14), "groups": 7}, "widths"),
         ({"groups": 5}, "groups"),
         ({"attention": (2,)}, "attention"),

@@ -1,10 +1,12 @@
 """The U-Net beside diffusers' UNet2DModel: the same names, outputs and gradients."""
 
+import inspect
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from tangled.diffusion.unet import UNet, UNetConfig
+from tangled.diffusion.unet import UNet, UNetConfig, their_config
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -127,6 +129,22 @@ def test_outputs_and_gradients_are_theirs(case, dtype, near, near_gradient):
             rtol=0,
             atol=near_gradient * largest,
         )
+
+
+def test_what_is_not_chosen_is_as_theirs():
+    signature = inspect.signature(diffusers.UNet2DModel.__init__).parameters
+    theirs = {
+        name: list(given.default)
+        if isinstance(given.default, tuple)
+        else given.default
+        for name, given in signature.items()
+    }
+    config = UNetConfig(widths=tuple(theirs["block_out_channels"]))
+    ours = their_config(config)
+    # Theirs attends at three of four levels unless told otherwise.
+    for name in ours.keys() - {"down_block_types", "up_block_types"}:
+        if not name.startswith("_"):
+            assert ours[name] == theirs[name], name
 
 
 @pytest.mark.parametrize("wrong", ["no shift of t", "skip first"])
