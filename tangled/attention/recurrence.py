@@ -97,8 +97,40 @@ START = 1
 SYMBOLS = 2
 
 
+def copy_task(
+    n: int,
+    length: int,
+    vocab: int,
+    generator: torch.Generator | None = None,
+) -> tuple[Int64[Tensor, "n length"], Int64[Tensor, "n length"]]:
+    """Return n random sequences, and what to write: the same again.
+
+    The symbols are SYMBOLS..vocab-1. Raises ValueError if there are none.
+    """
+    if vocab <= SYMBOLS:
+        raise ValueError(f"vocab must be more than {SYMBOLS}, got {vocab}")
+    source = torch.randint(SYMBOLS, vocab, (n, length), generator=generator)
+    return source, source.clone()
+
+
+def reverse_task(
+    n: int,
+    length: int,
+    vocab: int,
+    generator: torch.Generator | None = None,
+) -> tuple[Int64[Tensor, "n length"], Int64[Tensor, "n length"]]:
+    """Return n random sequences, and what to write: the last symbol first.
+
+    Arguments and errors are those of `copy_task`.
+    """
+    source, target = copy_task(n, length, vocab, generator)
+    return source, target.flip(1)
+
+
 class Seq2Seq(nn.Module):
     """A GRU that reads and a GRU that writes; with a score, it looks back.
+
+    A source holds a symbol at least, and PAD only after its symbols.
 
     Args:
         vocab: number of tokens, PAD and START among them.
@@ -218,36 +250,6 @@ def sequence_losses(
         logits.mT, target, ignore_index=PAD, reduction="none"
     )
     return each.sum(1) / (target != PAD).sum(1)
-
-
-def copy_task(
-    n: int,
-    length: int,
-    vocab: int,
-    generator: torch.Generator | None = None,
-) -> tuple[Int64[Tensor, "n length"], Int64[Tensor, "n length"]]:
-    """Return n random sequences, and what to write: the same again.
-
-    The symbols are SYMBOLS..vocab-1. Raises ValueError if there are none.
-    """
-    if vocab <= SYMBOLS:
-        raise ValueError(f"vocab must be more than {SYMBOLS}, got {vocab}")
-    source = torch.randint(SYMBOLS, vocab, (n, length), generator=generator)
-    return source, source.clone()
-
-
-def reverse_task(
-    n: int,
-    length: int,
-    vocab: int,
-    generator: torch.Generator | None = None,
-) -> tuple[Int64[Tensor, "n length"], Int64[Tensor, "n length"]]:
-    """Return n random sequences, and what to write: the last symbol first.
-
-    Arguments and errors are those of `copy_task`.
-    """
-    source, target = copy_task(n, length, vocab, generator)
-    return source, target.flip(1)
 
 
 def lookup_weights(

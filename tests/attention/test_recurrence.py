@@ -374,3 +374,17 @@ def test_the_first_gradient_reaches_far_only_with_attention(seed):
         # Only the encoder read this symbol, at its first place.
         pull[score] = model.embed.weight.grad[SYMBOLS].norm()
     assert pull[LuongScore] > 100 * pull[None]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ALL)
+def test_on_a_gpu_the_logits_are_the_same(kind):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    model = translator(kind)
+    source, target = reverse_task(4, 5, 9, seeded())
+    source = F.pad(source, (0, 2), value=PAD)
+    expected, written = model(source, target), model.generate(source, 5)
+    model, source, target = model.cuda(), source.cuda(), target.cuda()
+    assert_close(model(source, target).cpu(), expected)
+    assert torch.equal(model.generate(source, 5).cpu(), written)
