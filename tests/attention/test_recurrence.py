@@ -350,6 +350,16 @@ def test_the_loss_is_the_mean_over_the_symbols_of_each_target():
         assert_close(losses[row], torch.stack(picked).mean())
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_the_loss_reaches_every_weight(kind):
+    model = translator(kind)
+    batch = reverse_task(6, 4, 9, seeded())
+    sequence_losses(model, batch).sum().backward()
+    for name, weights in model.named_parameters():
+        assert weights.grad is not None, name
+        assert weights.grad.any(), name
+
+
 @pytest.mark.verifies("eq-short-path")
 def test_the_way_back_is_as_short_for_every_place():
     values, weights = noise(1, 6, 4), lookup_weights(noise(1, 3, 6))
@@ -373,7 +383,7 @@ def test_the_first_gradient_reaches_far_only_with_attention(seed):
         F.cross_entropy(logits[:, -1], source[:, 0]).backward()
         # Only the encoder read this symbol, at its first place.
         pull[score] = model.embed.weight.grad[SYMBOLS].norm()
-    assert pull[LuongScore] > 100 * pull[None]
+    assert pull[LuongScore] > 100 * pull[None] > 0
 
 
 @pytest.mark.gpu
