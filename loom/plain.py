@@ -61,7 +61,7 @@ def _directive(name: str, title: str, lines: list[str]) -> Iterator[str]:
         options[option["name"]] = option["value"]
         lines = lines[1:]
     label = options.get("label") or options.get("name") or ""
-    name = name.rpartition(":")[2]
+    glued, _, name = name.rpartition(":")
     if name in SILENT:
         return
     yield ""
@@ -69,6 +69,8 @@ def _directive(name: str, title: str, lines: list[str]) -> Iterator[str]:
         yield from (f"```{title}", *lines, "```")
     elif name == "math":
         yield from ("$$", *lines, *([rf"\tag{{{_slug(label)}}}"] if label else []), "$$")
+    elif glued == "glue":  # a picture of another cell: its caption says what it shows
+        yield from (f"**Figure ({_slug(label)}).**", "", *_blocks(lines))
     elif name in ("figure", "image"):
         yield f"![{options.get('alt', '')}]({title})"
         yield from ("", *_blocks(lines))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-__all__ = ["Code", "reached"]
+__all__ = ["Code", "defined", "reached"]
 
 
 @dataclass
@@ -48,17 +48,17 @@ class Code:
                 for alias in node.names:
                     scope[alias.asname or alias.name] = f"{node.module}.{alias.name}"
         for node in tree.body:
-            for name in _defined(node):
+            for name in defined(node):
                 scope[name] = f"{module}.{name}"
                 self.units[f"{module}.{name}"] = unit = Unit()
                 if not isinstance(node, ast.ClassDef):
                     _enter(unit, [node])
                     continue
-                methods = [c for c in node.body if _defined(c)]
+                methods = [c for c in node.body if defined(c)]
                 outside = [c for c in ast.iter_child_nodes(node) if c not in methods]
                 _enter(unit, outside)
                 for child in methods:
-                    for member in _defined(child):
+                    for member in defined(child):
                         unit.members[member] = f"{module}.{name}.{member}"
                         inner = self.units.setdefault(unit.members[member], Unit())
                         _enter(inner, [child])
@@ -94,7 +94,8 @@ class Code:
         return name
 
 
-def _defined(node: ast.AST) -> list[str]:
+def defined(node: ast.AST) -> list[str]:
+    """The names that a definition or an assignment gives a meaning."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [node.name]
     if isinstance(node, ast.Assign | ast.AnnAssign):

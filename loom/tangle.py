@@ -16,6 +16,7 @@ from loom.merge import Draft, collect
 from loom.names import scopes
 from loom.once import once
 from loom.order import ranks
+from loom.reach import defined
 from loom.render import WIDTH, Placed, render
 from loom.resolve import cycles, layers, misplaced_imports, resolve
 from loom.split import Piece, problem
@@ -196,24 +197,17 @@ def _definitions(module: Module, draft: Draft) -> Iterator[Definition]:
     tree = ast.parse(module.text)
     nodes: dict[str, ast.stmt] = {}
     for node in tree.body:
-        for name in _names(node):
+        for name in defined(node):
             nodes.setdefault(name, node)
         if isinstance(node, ast.ClassDef):
             for child in node.body:
-                for name in _names(child):
+                for name in defined(child):
                     nodes.setdefault(f"{node.name}.{name}", child)
     for piece in draft.pieces:
         for member, cell in piece.members:
             for top in piece.names:
                 name = f"{top}.{member}" if member else top
                 yield _definition(module, draft, nodes[name], name, cell, piece)
-
-
-def _names(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [n.id for t in targets if t is not None for n in ast.walk(t) if isinstance(n, ast.Name)]
 
 
 def _definition(

@@ -16,6 +16,7 @@ from sphinx.domains.python import ModuleEntry, ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
 
 from loom.reach import Code as Graph
+from loom.reach import defined
 from loom.tangle import Definition, Tangled
 from loom.weave.links import Links
 from loom.weave.provenance import Label, Module, Name, Note, anchor, listed
@@ -92,20 +93,13 @@ def package(loaded: Source, links: Links, home: str) -> list[nodes.Node]:
 def _nodes(tree: ast.Module) -> dict[str, ast.stmt]:
     found: dict[str, ast.stmt] = {}
     for node in tree.body:
-        for name in _names(node):
+        for name in defined(node):
             found[name] = node
         if isinstance(node, ast.ClassDef):
             for child in node.body:
-                for name in _names(child):
+                for name in defined(child):
                     found.setdefault(f"{node.name}.{name}", child)
     return found
-
-
-def _names(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
 def _entry(

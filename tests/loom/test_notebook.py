@@ -162,6 +162,10 @@ def test_macros_are_defined_first(small_book, chapter):
             "```{figure} a.svg\n:alt: A.\nClaim.\n```",
             "![A.](a.svg)\n\nClaim.",
         ),
+        (
+            "```{glue:figure} made\n:name: fig-a\n:alt: A.\n\nClaim.\n```",
+            "**Figure (a).**\n\nClaim.",
+        ),
     ],
 )
 def test_myst_becomes_plain_markdown(myst, markdown):

@@ -11,6 +11,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from loom.reach import defined
 from loom.weave.dark import dark, width
 from loom.weave.docstrings import folded, rests, shortened, together
 from loom.weave.pages import framed
@@ -161,3 +162,8 @@ def test_of_stacked_panels_one_has_the_text():
     assert stacked.count('alt=""') == 2
     shares = map(float, re.findall(r"--share: ([\d.]+)", stacked))
     assert abs(sum(shares) - 1) < 1e-6
+
+
+def test_one_statement_defines_several_names():
+    node = ast.parse("PAD, START = 0, 1").body[0]
+    assert defined(node) == ["PAD", "START"]
