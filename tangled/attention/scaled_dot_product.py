@@ -284,7 +284,9 @@ def _library(
     """Return attention by the library, with a mask only where one is due."""
     (h, n), m = q.shape[1:3], k.shape[2]
     whole = window is None or window >= m
-    square = causal and mask is None and whole and n == m  # its is_causal
+    # Its is_causal hides with -inf before it scales: NaN if scale <= 0.
+    alike = n == m and (scale is None or scale > 0)
+    square = causal and mask is None and whole and alike
     seen = None if square else _seen(n, m, mask, causal, window, q.device)
     # Its fused functions share heads without a mask only, on a GPU in half
     # precision only. Else a copy for each head costs less than no fusion.

@@ -517,3 +517,13 @@ def test_the_library_receives_a_mask_and_copies_only_where_due(
         *draw((1, 4, n, 8), (1, h_kv, m, 8), (1, h_kv, m, 8)), **options
     )
     assert calls == [expected]
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_scale_may_be_negative_or_zero(way, scale):
+    parts = draw(*[(1, 2, 5, 3)] * 3)
+    for options in ({}, {"causal": True}, {"mask": some(5, 5)}):
+        found = WAYS[way](*parts, **options, scale=scale)
+        expected = by_loops(*parts, **options, scale=scale)
+        assert (found - expected).abs().max() < 1e-12
