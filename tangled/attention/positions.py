@@ -1,7 +1,11 @@
 """How rows are told their places.
 
-Tangled from book/attention/transformer.md.
+Tangled from book/attention/transformer.md and book/attention/modern-block.md.
 """
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -11,10 +15,14 @@ from tangled.attention.multi_head import Rotate
 
 __all__ = [
     "Learned",
+    "LinearScaling",
+    "Llama3Scaling",
     "Positions",
+    "Rotary",
     "Sinusoidal",
     "check_indices",
     "frequencies",
+    "rotate",
     "sinusoidal",
 ]
 
@@ -130,3 +138,114 @@ class Learned(Positions):
             )
         check_indices("places", places, length)
         return x + self.table(places)
+
+
+def rotate(
+    x: Float[Tensor, "B h n d_k"],
+    cos: Float[Tensor, "#B #h n half"],
+    sin: Float[Tensor, "#B #h n half"],
+    pairs: str = "halves",
+) -> Float[Tensor, "B h n d_k"]:
+    """Return each place with its pairs of coordinates turned by their angles.
+
+    "halves" pairs coordinate j with j + d_k/2, "neighbours" 2j with 2j + 1.
+
+    Implements def-rope, eq-rope (book/attention/modern-block.md).
+    """
+    if pairs == "halves":
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    a, b = x[..., ::2], x[..., 1::2]
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
+class Rotary(Positions):
+    """Turn queries and keys by angles in proportion to their places.
+
+    Of each head the first `width` coordinates are turned, pair j by
+    base^(-2j/width) from a place to the next, unless `scaling` changes that;
+    the others stay. Angles are float64, or float32 on a device without it.
+    Raises ValueError if the width is odd or the pairs have another name.
+
+    Source: Su et al. (2021), section 3.2.
+
+    Implements def-rope (book/attention/modern-block.md).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        base: float = 10_000.0,
+        pairs: str = "halves",
+        scaling: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(f"pairs need an even width, got {width}")
+        if pairs not in ("neighbours", "halves"):
+            raise ValueError(
+                f"pairs must be neighbours or halves, got {pairs}"
+            )
+        self.width, self.base = width, base
+        self.pairs, self.scaling = pairs, scaling
+
+    def rotation(
+        self, places: Int64[Tensor, "*B n"], dtype: torch.dtype
+    ) -> Rotate:
+        """Return what turns queries or keys that stand at these places."""
+        exact = (
+            torch.float32 if places.device.type == "mps" else torch.float64
+        )
+        wide = torch.promote_types(dtype, torch.float32)
+        hands = frequencies(self.width, self.base)
+        if self.scaling is not None:
+            hands = self.scaling(hands)
+        each = places.reshape(-1, 1, places.shape[-1], 1)  # a batch, one head
+        angles = each * hands.to(places.device, exact)
+        cos, sin = angles.cos().to(wide), angles.sin().to(wide)
+
+        def turn(x: Float[Tensor, "B h n d_k"]) -> Float[Tensor, "B h n d_k"]:
+            head, rest = x[..., : self.width], x[..., self.width :]
+            turned = rotate(head.to(wide), cos, sin, self.pairs).to(x.dtype)
+            return torch.cat([turned, rest], -1)
+
+        return turn
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Slow all hands down by one factor: place i turns like place i/factor.
+
+    Source: Chen et al. (2023), position interpolation.
+    """
+
+    factor: float
+
+    def __call__(
+        self, hands: Float64[Tensor, "half"]
+    ) -> Float64[Tensor, "half"]:
+        """Return the slower frequencies."""
+        return hands / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Slow the slow hands down, keep the fast ones, and blend between.
+
+    A hand that turns `high` times or more within the `original` context
+    keeps its frequency; one that turns `low` times or less is slowed by
+    `factor`. Source: the configuration of Llama 3.1 (2024).
+    """
+
+    factor: float
+    low: float
+    high: float
+    original: int
+
+    def __call__(
+        self, hands: Float64[Tensor, "half"]
+    ) -> Float64[Tensor, "half"]:
+        """Return the frequencies for the longer context."""
+        turns = self.original * hands / (2 * math.pi)
+        keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return hands * (keep + (1 - keep) / self.factor)
