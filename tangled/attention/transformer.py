@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -91,11 +92,12 @@ class TransformerConfig:
                 raise ValueError(f"{name} must lie in [0, 1)")
 
 
-def modules(package: str = "tangled.attention") -> list[ModuleType]:
+@lru_cache
+def modules(package: str = "tangled.attention") -> tuple[ModuleType, ...]:
     """Return all modules of a package, imported, in the order of names."""
     places = importlib.import_module(package).__path__
     names = sorted(m.name for m in pkgutil.iter_modules(places))
-    return [importlib.import_module(f"{package}.{name}") for name in names]
+    return tuple(importlib.import_module(f"{package}.{n}") for n in names)
 
 
 def part(
