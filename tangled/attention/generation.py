@@ -4,6 +4,7 @@ Tangled from book/attention/pretrained.md.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -191,7 +192,7 @@ def generate(
     if start is None:
         seen = None if mask is None else F.pad(mask, (0, n_new), value=True)
         source: tuple[Any, ...] = ()
-        ask = model
+        ask = partial(model, last=True)
     else:
         with torch.no_grad():
             source = (model.encode(tokens, mask), mask)

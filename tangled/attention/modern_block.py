@@ -117,7 +117,8 @@ class LanguageModel(nn.Module):
         *,
         places: Int64[Tensor, "*B n"] | None = None,
         cache: Any = None,
-    ) -> Float[Tensor, "B n vocab"]:
+        last: bool = False,
+    ) -> Float[Tensor, "B n_or_1 vocab"]:
         """Return the logits of the token after each token.
 
         Args:
@@ -125,6 +126,7 @@ class LanguageModel(nn.Module):
             mask: which tokens may be read; all, if there is none.
             places: where the tokens stand; else at 0, 1, 2, ...
             cache: for each block, what keeps earlier keys and values.
+            last: only those after the last token, [B, 1, vocab].
 
         Raises IndexError on the CPU if a token is not in the vocabulary.
         """
@@ -133,7 +135,7 @@ class LanguageModel(nn.Module):
         x = self.embed(tokens, places)
         rotate = self.embed.positions.rotation(places, x.dtype)
         x = self.stack(x, mask=keys_mask(mask), rotate=rotate, cache=cache)
-        return self.head(x)
+        return self.head(x[:, -1:] if last else x)
 
 
 def language_losses(

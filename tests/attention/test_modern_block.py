@@ -412,3 +412,13 @@ def test_all_pairs_of_choices_build_and_read():
     for one, other in itertools.combinations(choices, 2):
         config = replace(SMALL, **{**one, **other})
         assert LanguageModel(config)(texts()).isfinite().all()
+
+
+@torch.no_grad()
+def test_the_last_logits_are_those_of_all():
+    torch.manual_seed(0)
+    model = LanguageModel(ModernConfig(31, 24, 2, 6, 40)).double().eval()
+    tokens = torch.randint(31, (2, 9))
+    torch.testing.assert_close(
+        model(tokens, last=True), model(tokens)[:, -1:]
+    )

@@ -22,6 +22,7 @@ def rows(text: str) -> set[tuple[str, ...]]:
         ("workshop/checkpoint", "What it costs", 11),
         ("foundations/training", "A judge of digits", 1),
         ("foundations/training", "What it costs", 3),
+        ("attention/pretrained", "What it costs", 5),
     ],
 )
 def test_the_book_tells_what_was_measured(
