@@ -198,8 +198,9 @@ def key(source: str) -> str:
 
 
 def anchor(name: str) -> str:
-    """The anchor of the cell that defines a name; `SHAPES` and `shapes` have two."""
-    kind = "constant-" if name.isupper() and len(name) > 1 else ""
+    """The anchor of the cell that defines a name; `SHAPES`, `Shapes` and `shapes` have three."""
+    kind = "class-" if name[:1].isupper() else ""
+    kind = "constant-" if name.isupper() and len(name) > 1 else kind
     return f"code-{kind}" + name.replace(".", "-").replace("_", "-").strip("-").lower()
 
 
