@@ -106,6 +106,7 @@ def test_a_name_in_two_tables_is_refused(tmp_path, monkeypatch):
     (folder / "b.py").unlink()
     for name in [n for n in sys.modules if n.startswith("two_tables")]:
         del sys.modules[name]
+    modules.cache_clear()
     for name in ("layer", "a"):
         assert part("norm", small(norm=name), "two_tables").start_dim == 1
 
