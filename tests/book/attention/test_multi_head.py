@@ -98,13 +98,13 @@ def test_leaks_are_found():
 def check_lookups(read: Callable[..., Tensor]) -> None:
     """Check the best error of l lookups with h random heads, over c."""
     torch.manual_seed(0)
-    x = 4 * torch.randn(1, 6, 12).double()
+    x = torch.randn(1, 6, 12).double()
     for count in (2, 3, 4):
         for h in range(1, count + 1):
             layer = MultiHeadAttention(12, h, d_head=4).double()
             weights = read(layer, x)[:count]  # [count, h] of the last place
             wanted = torch.eye(count).double()
-            best = torch.linalg.lstsq(weights, wanted).solution
+            best = torch.linalg.pinv(weights)  # by least squares
             error = (weights @ best - wanted).square().sum()
             assert error > count - h - 1e-8, (
                 "fewer heads than lookups suffice"
