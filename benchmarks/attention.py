@@ -13,12 +13,11 @@ import argparse
 import platform
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter, process_time
 
 import torch
 from results import record
+from turns import ratio, turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(
@@ -31,34 +30,6 @@ from tangled.attention.scaled_dot_product import (  # noqa: E402
 )
 
 HEADS, WIDTH, SIDE = 8, 64, 2048
-
-
-def turns(
-    works: dict[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Return seconds of each, in rounds in which they take turns.
-
-    Seconds of the processor on a CPU, where one thread works, and on the clock on a GPU.
-    """
-    clock = perf_counter if device.type == "cuda" else process_time
-    found: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            began = clock()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms up
-                found[name].append(clock() - began)
-    return found
-
-
-def ratio(found: dict[str, list[float]], over: str, under: str) -> str:
-    """Return the median of the ratios of the rounds, and half their spread."""
-    each = [a / b for a, b in zip(found[over], found[under], strict=True)]
-    quarters = statistics.quantiles(each, n=4)
-    half = (quarters[2] - quarters[0]) / 2
-    return f"{statistics.median(each):.2f} ± {half:.2f}"
 
 
 def main() -> None:
@@ -108,9 +79,9 @@ def main() -> None:
                 rows.append(
                     f"| {n}, {'causal' if causal else 'full'} "
                     f"| {1000 * statistics.median(found['library']):.1f} "
-                    f"| {ratio(found, 'equation', 'library')} "
-                    f"| {ratio(found, 'tiles', 'library')} "
-                    f"| {ratio(found, 'equation', 'tiles')} | "
+                    f"| {ratio(found['equation'], found['library'])} "
+                    f"| {ratio(found['tiles'], found['library'])} "
+                    f"| {ratio(found['equation'], found['tiles'])} | "
                     + " | ".join(f"{part:.0%}" for part in share.values())
                     + " |"
                 )

@@ -13,7 +13,6 @@ written to `benchmarks/results.md`.
 
 import argparse
 import math
-import statistics
 import sys
 from pathlib import Path
 from time import process_time
@@ -21,6 +20,7 @@ from time import process_time
 import torch
 from results import record
 from torch import Tensor
+from turns import ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(
@@ -172,15 +172,8 @@ def main() -> None:
             worst = max(worst, error.item())
     rows = []
     for n in CHUNKS:
-        each = [
-            a / b for a, b in zip(seconds[n], seconds["theirs"], strict=True)
-        ]
-        quarters = statistics.quantiles(each, n=4)
-        half = (quarters[2] - quarters[0]) / 2
-        rows.append(
-            f"| {n} | {sum(seconds[n]):.0f} "
-            f"| {statistics.median(each):.2f} ± {half:.2f} |"
-        )
+        compared = ratio(seconds[n], seconds["theirs"])
+        rows.append(f"| {n} | {sum(seconds[n]):.0f} | {compared} |")
     count = sum(p.numel() for p in network.parameters())
     record(
         "# The bound of a model of 1,000 steps (CPU)\n\n"

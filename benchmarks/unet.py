@@ -15,12 +15,12 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter, process_time
 
 import diffusers
 import torch
 from results import record
 from torch.utils.flop_counter import FlopCounterMode
+from turns import ratio, turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(
@@ -33,34 +33,6 @@ from tangled.diffusion.unet import UNet, UNetConfig  # noqa: E402
 
 STEPS = 20
 SIDE = 1024  # of the matrices whose product is the peak
-
-
-def turns(
-    works: dict[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Return seconds of each, in rounds in which they take turns.
-
-    On the CPU those of the processor, since others may be at work on it.
-    """
-    clock = perf_counter if device.type == "cuda" else process_time
-    found: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            began = clock()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms up
-                found[name].append(clock() - began)
-    return found
-
-
-def ratio(found: dict[str, list[float]], over: str, under: str) -> str:
-    """Return the median of the ratios of the rounds, and half their spread."""
-    each = [a / b for a, b in zip(found[over], found[under], strict=True)]
-    quarters = statistics.quantiles(each, n=4)
-    half = (quarters[2] - quarters[0]) / 2
-    return f"{statistics.median(each):.2f} ± {half:.2f}"
 
 
 def training_step(
@@ -169,13 +141,13 @@ def main() -> None:
         rows.append(
             f"| {batch} | {1000 * statistics.median(found['loop']) / STEPS:.1f} "
             f"| {statistics.median(share):.1%} "
-            f"| {ratio(found, 'loop', 'pipeline')} "
-            f"| {ratio(found, 'our step', 'their step')} |"
+            f"| {ratio(found['loop'], found['pipeline'])} "
+            f"| {ratio(found['our step'], found['their step'])} |"
         )
         steps_alone.append(
             f"| {batch} | {1000 * statistics.median(found['our step']):.0f} "
             f"| {statistics.median(peak):.0%} "
-            f"| {ratio(found, 'bfloat16', 'our step')} |"
+            f"| {ratio(found['bfloat16'], found['our step'])} |"
         )
     name = (
         torch.cuda.get_device_name()

@@ -232,7 +232,7 @@ def _spelled_out(config: Any) -> Any:
     return replace(
         config,
         n_kv_heads=config.n_kv_heads or config.n_heads,
-        d_head=config.d_head or config.d_model // config.n_heads,
+        d_head=config.d_k,
     )
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
-from tangled.attention.modern_block import LanguageModel, ModernConfig
+from tangled.attention.modern_block import (
+    LanguageModel,
+    ModernConfig,
+    language_losses,
+)
 from tangled.foundations.training import Training, train, warmup_cosine
 from tangled.workshop.artifacts import recipe
 
-__all__ = ["CONTEXT", "WRITER", "help_texts", "surprise", "topics_writer"]
+__all__ = ["CONTEXT", "WRITER", "help_texts", "topics_writer"]
 
 CONTEXT = 96
 WRITER = ModernConfig(
@@ -29,6 +32,7 @@ WRITER = ModernConfig(
     max_length=CONTEXT,
     rotary_base=100.0,
     norm_eps=1e-5,
+    initial_std=0.05,
 )
 
 
@@ -38,16 +42,6 @@ def help_texts() -> tuple[Int64[Tensor, "n"], Int64[Tensor, "m"]]:
     return torch.tensor([*told[:-20_000]]), torch.tensor([*told[-20_000:]])
 
 
-def surprise(
-    model: nn.Module,
-    texts: Int64[Tensor, "B n"],
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, "B"]:
-    """Return how hard the next tokens of a text are, in nats a token."""
-    logits = model(texts[:, :-1]).mT
-    return F.cross_entropy(logits, texts[:, 1:], reduction="none").mean(1)
-
-
 @recipe(steps=900, batch_size=16, lr=0.01, seed=0)
 def topics_writer(
     folder: Path, *, steps: int, batch_size: int, lr: float, seed: int
@@ -55,12 +49,9 @@ def topics_writer(
     """Make a model that writes in the manner of the help texts."""
     torch.manual_seed(seed)
     model = LanguageModel(WRITER)
-    for p in model.parameters():
-        if p.ndim > 1:
-            nn.init.normal_(p, std=0.05)
     run = train(
         model,
-        surprise,
+        language_losses,
         help_texts()[0].unfold(0, CONTEXT + 1, 16),
         torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95)),
         Training(steps, batch_size=batch_size, seed=seed),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from tangled.attention import pretrained
 from tangled.attention.modern_block import (
     MODELS,
     LanguageModel,
@@ -27,46 +28,14 @@ from tangled.workshop.checkpoint import match_keys
 transformers = pytest.importorskip("transformers")
 
 BOTH = ("weight", "bias")
-BLOCK = "stack.blocks.#."
-QKV = ("w_q", "w_k", "w_v")
+GPT2, LLAMA = pretrained.GPT2.tensors, pretrained.LLAMA.tensors
 
 
 def ours(name: str, kind: str) -> str:
     """Return the name of a parameter of a block."""
-    return f"{BLOCK}{name}.{kind}"
+    return f"stack.blocks.#.{name}.{kind}"
 
 
-GPT2 = {
-    "transformer.wte.weight": "embed.tokens.weight",
-    "transformer.wpe.weight": "embed.positions.table.weight",
-    "lm_head.weight": "head.weight",
-    **{f"transformer.ln_f.{kind}": f"stack.norm.{kind}" for kind in BOTH},
-    **{
-        f"transformer.h.#.{theirs}.{kind}": ours(name, kind)
-        for kind in BOTH
-        for theirs, name in (
-            ("ln_1", "attention_norm"),
-            ("ln_2", "feed_forward_norm"),
-        )
-    },
-    **{
-        f"transformer.h.#.{theirs}.{kind}{'.T' * (kind == 'weight')}": ours(
-            name, kind
-        )
-        for kind in BOTH
-        for theirs, name in (
-            ("attn.c_proj", "attention.w_o"),
-            ("mlp.c_fc", "feed_forward.up"),
-            ("mlp.c_proj", "feed_forward.down"),
-        )
-    },
-    "transformer.h.#.attn.c_attn.weight.T": tuple(
-        ours(f"attention.{w}", "weight") for w in QKV
-    ),
-    "transformer.h.#.attn.c_attn.bias": tuple(
-        ours(f"attention.{w}", "bias") for w in QKV
-    ),
-}
 GPTJ = {
     "transformer.wte.weight": "embed.tokens.weight",
     **{f"lm_head.{kind}": f"head.{kind}" for kind in BOTH},
@@ -85,34 +54,6 @@ GPTJ = {
         for kind in BOTH
         for w, name in (("in", "up"), ("out", "down"))
     },
-}
-LLAMA = {
-    "model.embed_tokens.weight": "embed.tokens.weight",
-    "model.norm.weight": "stack.norm.gain",
-    "lm_head.weight": "head.weight",
-    **{
-        f"model.layers.#.self_attn.{w}_proj.{kind}": ours(
-            f"attention.w_{w}", kind
-        )
-        for kind in BOTH
-        for w in "qkvo"
-    },
-    **{
-        f"model.layers.#.self_attn.{w}_norm.weight": ours(
-            f"attention.{w}_norm", "gain"
-        )
-        for w in "qk"
-    },
-    **{
-        f"model.layers.#.mlp.{w}_proj.weight": ours(
-            f"feed_forward.{w}", "weight"
-        )
-        for w in ("gate", "up", "down")
-    },
-    "model.layers.#.input_layernorm.weight": ours("attention_norm", "gain"),
-    "model.layers.#.post_attention_layernorm.weight": ours(
-        "feed_forward_norm", "gain"
-    ),
 }
 SIZES = {
     "num_hidden_layers": 3,
