@@ -284,6 +284,8 @@ def previous_score(
 ) -> Float[Tensor, "h"]:
     """Return each head's mean weight on the place before, from place 2 on.
 
+    NaN if there is one place only.
+
     Implements eq-head-scores (book/attention/multi-head.md).
     """
     return weights.diagonal(-1, 2, 3).mean((0, 2))

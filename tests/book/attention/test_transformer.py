@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from tangled.attention.positions import frequencies, sinusoidal
 from tangled.attention.transformer import (
@@ -85,8 +87,8 @@ class HomeMade(nn.Module):
         self.theirs = layer_norm(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        shift = x - x.mean(-1, keepdim=True)
-        return shift / x.std(-1, keepdim=True)  # WRONG: divides by d - 1
+        d = x.shape[-1]  # x.std() is larger than the root mean square
+        return self.theirs(x) * ((d - 1) / d) ** 0.5  # WRONG
 
 
 def test_the_deviation_of_a_sample_is_another_one():
@@ -180,38 +182,50 @@ def wrong(**changes: Any) -> EncoderDecoder:
     return model
 
 
+class Unmasked(EncoderDecoder):
+    def decode(
+        self, tokens: Tensor, memory: Tensor, memory_mask: Tensor
+    ) -> Tensor:
+        return super().decode(tokens, memory)  # WRONG: the mask is dropped
+
+
 def test_stacks_that_read_too_little_or_too_much_are_caught():
     with pytest.raises(AssertionError, match="encoder's reach"):
         check_reach(wrong(encoder=True))
     with pytest.raises(AssertionError, match="reads ahead"):
         check_reach(wrong(decoder=False))
+    with pytest.raises(AssertionError, match="memory's reach"):
+        check_reach(Unmasked(TransformerConfig(8, 8, 2, 2, 16)))
 
 
 def check_cost(build: Callable[[TransformerConfig], nn.Module]) -> None:
-    """Count a block's matrices, and what it multiplies by a hook on each."""
+    """Count a block's matrices, and the operations on ten tokens."""
     d = 48
     config = TransformerConfig(2, d, n_heads=4, d_ff=4 * d)
     block = build(config)
     sizes = {n: p.numel() for n, p in block.named_parameters() if p.ndim > 1}
     network = sum(s for n, s in sizes.items() if n.startswith("feed_forward"))
     assert (sum(sizes.values()), network) == (12 * d * d, 8 * d * d), "size"
-    work = []
-    for layer in block.modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_hook(
-                lambda m, x, y: work.append(2 * y.numel() * m.in_features)
-            )
-    block(torch.randn(1, 10, d))
-    assert sum(work) == 10 * 24 * d * d, "work"
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):  # which it can count
+        block(torch.randn(1, 10, d))
+    assert counter.get_total_flops() == 10 * (24 * d * d + 40 * d), "work"
 
 
 def test_a_block_has_twelve_squares():
     check_cost(Block)
 
 
-def test_a_block_with_cross_attention_has_sixteen():
+class Twice(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(super().forward(x))  # WRONG: run again
+
+
+def test_sixteen_squares_and_twice_the_work_are_caught():
     with pytest.raises(AssertionError, match="size"):
         check_cost(lambda config: Block(config, cross=True))
+    with pytest.raises(AssertionError, match="work"):
+        check_cost(Twice)
 
 
 def check_one_pass(shift: Callable[[Tensor, int], Tensor]) -> None:
