@@ -28,6 +28,7 @@ import torch
 import transformers
 from checkpoint import status, total
 from results import record
+from turns import ratio, turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(
@@ -83,6 +84,7 @@ def decoding(device: torch.device, rounds: int) -> list[str]:
         theirs = transformers.LlamaForCausalLM.from_pretrained(
             Path(scratch, "m")
         ).eval()
+        ours = load_pretrained(Path(scratch, "m"))
     ours, theirs = ours.to(device).eval(), theirs.to(device)
     weights = sum(
         p.nbytes for n, p in ours.named_parameters() if "embed" not in n
@@ -106,26 +108,13 @@ def decoding(device: torch.device, rounds: int) -> list[str]:
                 pad_token_id=0,
             )[:, PROMPT:],
         }
-        found: dict[str, list[float]] = {name: [] for name in ways}
-        texts = {}
-        for number in range(rounds + 1):
-            for name, way in ways.items():
-                begin = perf_counter()
-                texts[name] = way()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if number:  # the first round warms up
-                    found[name].append(perf_counter() - begin)
-        assert all(torch.equal(t, texts["ours"]) for t in texts.values())
-        seconds = {n: statistics.median(each) for n, each in found.items()}
-        pairs = [
-            [a / b for a, b in zip(found[name], found["ours"], strict=True)]
-            for name in ("theirs", "no cache")
-        ]
-        speed = batch * NEW / seconds["ours"]
+        texts = [way() for way in ways.values()]
+        assert all(torch.equal(text, texts[0]) for text in texts)
+        found = turns(ways, rounds, device)
+        speed = batch * NEW / statistics.median(found["ours"])
         rows.append(
-            f"| {batch} | {speed:.0f} | {statistics.median(pairs[0]):.2f} "
-            f"| {statistics.median(pairs[1]):.2f} "
+            f"| {batch} | {speed:.0f} | {ratio(found['theirs'], found['ours'])} "
+            f"| {ratio(found['no cache'], found['ours'])} "
             f"| {speed / (batch * limit):.0%} |"
         )
     return rows
