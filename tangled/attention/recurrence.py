@@ -228,9 +228,11 @@ class Seq2Seq(nn.Module):
         return lookup_weights(self.scores(queries, keys, source))
 
 
-def shifted(target: Int64[Tensor, "B n"]) -> Int64[Tensor, "B n"]:
-    """Return what a decoder reads in training: START, then all but the last."""
-    return F.pad(target[:, :-1], (1, 0), value=START)
+def shifted(
+    target: Int64[Tensor, "B n"], start: int = START
+) -> Int64[Tensor, "B n"]:
+    """Return what a decoder reads in training: a start, all but the last."""
+    return F.pad(target[:, :-1], (1, 0), value=start)
 
 
 def sequence_losses(

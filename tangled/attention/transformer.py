@@ -38,7 +38,6 @@ __all__ = [
     "layer_norm",
     "modules",
     "part",
-    "shifted",
     "smoothed_cross_entropy",
 ]
 
@@ -334,7 +333,7 @@ class EncoderDecoder(nn.Module):
     head. Masks are Bool [B, m], True where a token may be read.
     Source: Vaswani et al. (2017).
 
-    Implements def-masks (book/attention/transformer.md).
+    Implements def-masks, eq-next-token (book/attention/transformer.md).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -424,14 +423,6 @@ PARTS: dict[str, dict[str, Callable[[Any], nn.Module]]] = {
     "embedding": {"tokens": Embedding},
     "block": {"sequential": Block},
 }
-
-
-def shifted(target: Int64[Tensor, "B n"], start: int) -> Int64[Tensor, "B n"]:
-    """Return what the decoder reads: a start, then all but the last token.
-
-    Implements eq-next-token (book/attention/transformer.md).
-    """
-    return F.pad(target[:, :-1], (1, 0), value=start)
 
 
 def smoothed_cross_entropy(

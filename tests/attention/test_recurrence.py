@@ -273,6 +273,7 @@ def test_a_task_has_symbols(task, vocab):
 def test_a_target_is_read_one_place_late():
     target = torch.tensor([[5, 6, 7], [3, 4, PAD]])
     assert shifted(target).tolist() == [[START, 5, 6], [START, 3, 4]]
+    assert shifted(target[:, :1], 7).tolist() == [[7], [7]]
 
 
 @pytest.mark.parametrize("kind", ALL)

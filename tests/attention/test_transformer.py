@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tangled.attention import transformer
+from tangled.attention.recurrence import shifted
 from tangled.attention.transformer import (
     PARTS,
     Block,
@@ -24,7 +25,6 @@ from tangled.attention.transformer import (
     keys_mask,
     modules,
     part,
-    shifted,
     smoothed_cross_entropy,
 )
 
@@ -365,13 +365,6 @@ def test_glorot_weights_have_their_variance_and_biases_are_zero():
 # Loss and rates.
 
 
-@pytest.mark.verifies("eq-next-token")
-def test_the_shift_keeps_all_but_the_last():
-    target = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    assert shifted(target, 1).tolist() == [[1, 5, 6], [1, 8, 9]]
-    assert shifted(target[:, :1], 3).tolist() == [[3], [3]]
-
-
 @pytest.mark.verifies("prop-label-smoothing")
 def test_the_gradient_is_the_difference_of_distributions():
     logits = noise(3, 5, 7).requires_grad_()
@@ -423,7 +416,7 @@ def test_a_model_learns_to_copy_four_letters():
     adam = torch.optim.Adam(model.parameters(), 5e-3)
     for _ in range(150):
         source = torch.randint(2, 8, (64, 4))
-        logits = model(source, shifted(source, 1))
+        logits = model(source, shifted(source))
         loss = smoothed_cross_entropy(logits, source).mean()
         adam.zero_grad()
         loss.backward()

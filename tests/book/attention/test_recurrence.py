@@ -20,6 +20,7 @@ from tangled.attention.recurrence import (
 
 def networks() -> list[tuple[Elman, Tensor]]:
     """Return Elman networks of several sizes of weights, with inputs."""
+    torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     shear = 0.9 * torch.eye(16) + 2 * torch.eye(16).roll(1, 1).triu()
     noise = torch.randn(16, 16, generator=generator) / 4
@@ -33,7 +34,10 @@ def networks() -> list[tuple[Elman, Tensor]]:
     return made
 
 
-def check_bound(size: Callable[[Tensor], Tensor]) -> None:
+def check_bound(
+    size: Callable[[Tensor], Tensor],
+    factor: Callable[[Tensor, Tensor], Tensor] = lambda d, w: d[:, None] * w,
+) -> None:
     """Check the product of the steps, and its bound by a size of W_h."""
     for net, x in networks():
         states = net(x[None])[0]
@@ -41,7 +45,7 @@ def check_bound(size: Callable[[Tensor], Tensor]) -> None:
         product = torch.eye(16).double()
         for lag in range(12):
             slope = 1 - states[11 - lag] ** 2  # of tanh, where L = 1
-            product = product @ (slope[:, None] * net.w_h.weight)
+            product = product @ factor(slope, net.w_h.weight)
             found = torch.linalg.matrix_norm(product, ord=2)
             assert abs(norms[lag + 1] / found - 1) < 1e-9, "another product"
             bound = size(net.w_h.weight) ** (lag + 1)
@@ -60,10 +64,24 @@ def slope_of_the_sigmoid(weights):
     return torch.linalg.matrix_norm(weights, ord=2) / 4  # WRONG: tanh has 1
 
 
+def slopes_on_the_columns(slope, weights):
+    return weights * slope  # WRONG: they belong to the rows
+
+
+def without_slopes(slope, weights):
+    return weights  # WRONG: as if the network were linear
+
+
 def test_other_sizes_are_no_bounds():
     for wrong in (largest_eigenvalue, slope_of_the_sigmoid):
         with pytest.raises(AssertionError, match="above the bound"):
             check_bound(wrong)
+
+
+def test_other_factors_make_another_product():
+    for wrong in (slopes_on_the_columns, without_slopes):
+        with pytest.raises(AssertionError, match="another product"):
+            check_bound(torch.linalg.matrix_norm, wrong)
 
 
 def check_limits(candidate: Callable[..., Tensor]) -> None:
@@ -74,11 +92,15 @@ def check_limits(candidate: Callable[..., Tensor]) -> None:
     order = scores.argsort(-1, descending=True)
     scores = scores.take_along_dim(order, -1)
     gap, far = scores[:, 0] - scores[:, 1], values - values[:, :1]
+    unit = torch.eye(7).double().expand(20, 7, 7)  # values that give weights
     for tau in (1e-4, 0.01, 0.1, 1.0, 10.0):
         found = candidate(scores[:, None], values, tau)[:, 0]
         bound = 6 * (-gap / tau).exp() * far.norm(dim=-1).amax(1)
         off = (found - values[:, 0]).norm(dim=-1)
         assert (off <= bound + 1e-12).all(), "not hard when cold"
+        one = candidate(scores[:, None], unit, tau)[:, 0, 0]
+        bound = 6 * (-gap / tau).exp()
+        assert (1 - one <= bound + 1e-12).all(), "not hard when cold"
     hot = candidate(scores[:, None], values, 1e6)[:, 0]
     assert torch.allclose(hot, values.mean(1), atol=1e-5), "not the mean"
 
@@ -96,10 +118,16 @@ def without_exponential(scores, values, temperature):
     return positive / positive.sum(-1, keepdim=True) @ values
 
 
+def never_hot(scores, values, temperature):
+    return soft_lookup(scores, values, min(temperature, 0.1))  # WRONG
+
+
 def test_other_weights_are_not_hard_when_cold():
     for wrong in (inverted, without_exponential):
         with pytest.raises(AssertionError, match="not hard"):
             check_limits(wrong)
+    with pytest.raises(AssertionError, match="not the mean"):
+        check_limits(never_hot)
 
 
 def check_concat(join: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from tangled.attention.scaled_dot_product import (
     Partial,
+    _slices,
     absorb,
     attention,
     attention_scores,
     attention_weights,
     softmax_jacobian,
+    tiled_attention,
     visible,
 )
 from tangled.workshop.statistics import standard_score
@@ -29,9 +31,10 @@ def check_variance(scores_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         shape = (20_000, 1, 1, d_k)
         q, k = torch.randn((2, *shape), generator=generator).double()
         scores = scores_of(q, k).flatten()
-        assert abs(standard_score(scores, 0.0)) < 5, "not centred"
-        z = standard_score(scores**2, 1.0)
+        # Given q a score is normal; so its fourth moment is 3 + 6 / d_k.
+        z = standard_score(scores**2, 1.0, math.sqrt(2 + 6 / d_k))
         assert abs(z) < 5, f"variance is not 1 at width {d_k}"
+        assert abs(standard_score(scores, 0.0, 1.0)) < 5, "not centred"
 
 
 def test_scores_of_random_vectors_have_variance_one():
@@ -50,6 +53,10 @@ def without_the_root(q, k):
     return attention_scores(q, k, scale=1.0)  # WRONG
 
 
+def without_a_sign(q, k):
+    return attention_scores(q, k).abs()  # WRONG: never against
+
+
 def test_other_scales_are_refused():
     for wrong in (
         without_the_root,
@@ -58,6 +65,8 @@ def test_other_scales_are_refused():
     ):
         with pytest.raises(AssertionError, match="variance is not 1"):
             check_variance(wrong)
+    with pytest.raises(AssertionError, match="not centred"):
+        check_variance(without_a_sign)
 
 
 def check_jacobian(candidate: Callable[[Tensor], Tensor]) -> None:
@@ -205,3 +214,43 @@ def without_rescaling(part, scores, values):
 def test_a_pass_that_forgets_to_rescale_is_refused():
     with pytest.raises(AssertionError, match="off by"):
         check_pass(without_rescaling)
+
+
+def check_tiles(candidate: Callable[..., Tensor]) -> None:
+    """Check attention in tiles of several sizes against the equation."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 4, 6, 3), (2, 2, 11, 3), (2, 2, 11, 5)
+    parts = [torch.randn(s, generator=generator).double() for s in shapes]
+    mask = torch.rand(2, 1, 6, 11, generator=generator) < 0.7
+    mask[:, :, 2] = False  # a query that may read nothing
+    for options in ({}, {"causal": True}, {"causal": True, "window": 4}):
+        exact = attention(*parts, mask, **options, fast=False)
+        for tile in (256, 4, 1):
+            found = candidate(*parts, mask, **options, tile=tile)
+            off = (found - exact).abs().max()
+            assert off < 1e-12, f"tile {tile}, {options}: off by {off:.1g}"
+
+
+def test_tiles_of_every_size_give_the_equation():
+    check_tiles(tiled_attention)
+
+
+def a_softmax_for_each_tile(q, k, v, mask, tile, **options):
+    return sum(  # WRONG: each tile is divided by a sum of its own
+        tiled_attention(q, k[:, :, c], v[:, :, c], mask[..., c], **options)
+        for c in _slices(0, k.shape[2], tile)
+    )
+
+
+def from_the_first_key(q, k, v, mask, tile, **options):
+    n = q.shape[2]  # WRONG: the queries are the last places, not the first
+    seen = mask[..., :n], k[:, :, :n], v[:, :, :n]
+    mask, k, v = seen if options else (mask, k, v)
+    return tiled_attention(q, k, v, mask, tile=tile, **options)
+
+
+def test_tiles_that_do_not_share_a_sum_or_a_place_are_refused():
+    with pytest.raises(AssertionError, match=r"tile 4, {}: off by"):
+        check_tiles(a_softmax_for_each_tile)
+    with pytest.raises(AssertionError, match=r"'causal': True}: off by"):
+        check_tiles(from_the_first_key)

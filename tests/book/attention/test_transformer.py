@@ -16,12 +16,12 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from tangled.attention.positions import frequencies, sinusoidal
+from tangled.attention.recurrence import START, shifted
 from tangled.attention.transformer import (
     Block,
     EncoderDecoder,
     TransformerConfig,
     layer_norm,
-    shifted,
     smoothed_cross_entropy,
 )
 
@@ -228,13 +228,13 @@ def test_sixteen_squares_and_twice_the_work_are_caught():
         check_cost(Twice)
 
 
-def check_one_pass(shift: Callable[[Tensor, int], Tensor]) -> None:
+def check_one_pass(shift: Callable[[Tensor], Tensor]) -> None:
     """Check that one pass gives what writing token by token gives."""
     torch.manual_seed(0)
     model = EncoderDecoder(TransformerConfig(9, 8, 2, 2, 16)).double().eval()
     source, target = torch.randint(2, 9, (2, 3, 5))
-    once = model(source, shift(target, 1))
-    memory, read = model.encode(source), torch.ones(3, 1, dtype=torch.long)
+    once = model(source, shift(target))
+    memory, read = model.encode(source), torch.full((3, 1), START)
     for i in range(5):
         step = model.decode(read, memory)[:, -1]
         gap = (once[:, i] - step).abs().max()
@@ -246,8 +246,8 @@ def test_one_pass_is_as_good_as_many():
     check_one_pass(shifted)
 
 
-def not_shifted(target: Tensor, start: int) -> Tensor:
-    assert shifted(target, start).shape == target.shape
+def not_shifted(target: Tensor) -> Tensor:
+    assert shifted(target).shape == target.shape
     return target  # WRONG: place i reads the token that it must guess
 
 
