@@ -21,11 +21,11 @@ from pathlib import Path
 
 from results import record
 
-from loom.book import Book, Chapter, read
-from loom.cache import Cache
-from loom.labels import labels
-from loom.notebook import executable
-from loom.tangle import tangle
+from loom.read.book import Book, Chapter, read
+from loom.read.labels import labels
+from loom.run.cache import Cache
+from loom.run.notebook import executable
+from loom.tangle.package import tangle
 
 ROOT = Path(__file__).parents[1]
 FIGURE = re.compile(r"(?m)^\s*:?name: ((?:fig|tab)-\S+)$")

@@ -1,6 +1,5 @@
 """loom, the compiler of the book: chapters in; a package, a site and a print edition out."""
 
-from loom.continues import continues
-from loom.exercises import refuses
+from loom.lesson import continues, refuses
 
 __all__ = ["continues", "refuses"]

@@ -50,10 +50,10 @@ Build the site, serve it on this machine, and rebuild what is saved.
 """
 # What works in the book's folder alone; the other verbs are given the book.
 BUILDS = {
-    "artifacts": ("make the weights that chapters share", "loom.artifacts:main"),
-    "html": ("weave the site", "loom.weave.build:html"),
-    "pdf": ("weave the print edition", "loom.weave.build:pdf"),
-    "seconds": ("show how long the chapters took", "loom.seconds:main"),
+    "artifacts": ("make the weights that chapters share", "loom.run.shared_weights:main"),
+    "html": ("weave the site", "loom.publish.build:html"),
+    "pdf": ("weave the print edition", "loom.publish.build:pdf"),
+    "seconds": ("show how long the chapters took", "loom.run.timings:main"),
 }
 
 
@@ -141,12 +141,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.verb in BUILDS:
             return _call(BUILDS[options.verb][1], root)
         if options.verb == "serve":
-            return _call("loom.serve:serve", root, options.port)
+            return _call("loom.publish.serve:serve", root, options.port)
         if options.verb == "run":
-            from loom.book import read
+            from loom.read.book import read
 
             run = {"lanes": options.lanes, "force": options.force}
-            return _call("loom.run:main", read(root), options.chapters, **run)
+            return _call("loom.run.run:main", read(root), options.chapters, **run)
         # These are over before collecting what they leave behind would pay.
         gc.disable()
         return _package(root, options)
@@ -168,18 +168,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _package(root: Path, options: argparse.Namespace) -> int:
     """The verbs between the chapters and the package."""
-    from loom.book import read
-    from loom.tangle import tangle
+    from loom.read.book import read
+    from loom.tangle.package import tangle
 
     book = read(root)
     if options.verb == "sync":
-        return _call("loom.sync:main", book)
+        return _call("loom.sync.sync:main", book)
     tangled = tangle(book)
     if options.verb == "where":
-        return _call("loom.where:main", book, tangled, options.place)
+        return _call("loom.sync.where:main", book, tangled, options.place)
     if options.verb == "tangle":
-        return _call("loom.write:main", book, tangled)
-    return _call("loom.check:main", book, tangled)
+        return _call("loom.tangle.files:main", book, tangled)
+    return _call("loom.prove.check:main", book, tangled)
 
 
 if __name__ == "__main__":

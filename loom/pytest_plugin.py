@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from loom.book import read
 from loom.errors import Problems
-from loom.tangle import Tangled, tangle
+from loom.read.book import read
+from loom.tangle.package import Tangled, tangle
 
 __all__ = ["Places", "pytest_configure", "pytest_runtest_makereport"]
 

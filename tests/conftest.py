@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from jaxtyping import config, install_import_hook
 
-from loom.kernel import artifacts
+from loom.run.kernel import artifacts
 
 # From here on, a call whose tensors have other shapes than its signature says is an error.
 install_import_hook("tangled", "beartype.beartype")

@@ -8,11 +8,11 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+from loom.weave.book_data import source
 from loom.weave.folds import Details, Provenance, home
 from loom.weave.links import Links
 from loom.weave.provenance import Map, Standing, Test
-from loom.weave.results import passed
-from loom.weave.source import source
+from loom.weave.staleness import passed
 from loom.weave.statements import Statement
 
 __all__ = ["Annotate"]

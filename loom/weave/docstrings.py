@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loom.render import WIDTH
+from loom.tangle.render import WIDTH
 
 __all__ = ["Rest", "folded", "rests", "shortened", "together"]
 

@@ -14,10 +14,10 @@ from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from loom.weave import docstrings, provenance
+from loom.weave.book_data import source
 from loom.weave.links import Links
 from loom.weave.provenance import Label, Note, Use, counted, listed
-from loom.weave.results import passed
-from loom.weave.source import source
+from loom.weave.staleness import passed
 
 __all__ = ["Details", "Fold", "Folding", "Provenance", "home"]
 

@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from loom.book import Book, Cell
-from loom.marks import Mark
-from loom.tangle import Definition, Tangled
+from loom.prove.marked_tests import Mark
+from loom.read.book import Book, Cell
+from loom.tangle.package import Definition, Tangled
 
 __all__ = [
     "Code",

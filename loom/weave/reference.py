@@ -15,12 +15,12 @@ from sphinx.application import Sphinx
 from sphinx.domains.python import ModuleEntry, ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
 
-from loom.reach import Code as Graph
-from loom.reach import defined
-from loom.tangle import Definition, Tangled
+from loom.prove.call_graph import Code as Graph
+from loom.prove.call_graph import defined
+from loom.tangle.package import Definition, Tangled
+from loom.weave.book_data import Source, source
 from loom.weave.links import Links
 from loom.weave.provenance import Label, Module, Name, Note, anchor, listed
-from loom.weave.source import Source, source
 
 __all__ = ["package", "public", "register", "users"]
 

@@ -34,7 +34,7 @@ execute: {execute_notebooks: cache, raise_on_error: true, stderr_output: warn}
 sphinx: {local_extensions: {small: .}}
 """
 EXTENSION = """\
-from loom.stamp import connect
+from loom.weave.rerun import connect
 
 
 def setup(app):

@@ -5,10 +5,10 @@ import subprocess
 
 import pypdf
 
-from loom.book import read
-from loom.notebook import HIDDEN
-from loom.weave.lines import LINES, Lines
-from loom.weave.pdf import faults
+from loom.publish.pdf import faults
+from loom.read.book import read
+from loom.run.notebook import HIDDEN
+from loom.weave.latex.lines import LINES, Lines
 from tests.site.conftest import LATEX, ROOT
 
 # Matplotlib takes the symbols that DejaVu lacks from its Computer Modern.

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from loom.book import read
-from loom.results import Results
-from loom.tangle import tangle
-from loom.weave.graph import COLUMN, Box, draw
+from loom.prove.theorems import Results
+from loom.read.book import read
+from loom.tangle.package import tangle
+from loom.weave.map_drawing import COLUMN, Box, draw
 from loom.weave.reference import public
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,1 @@
+"""Publish: the site and the print edition, built when anything changed."""

@@ -1,0 +1,1 @@
+"""Read: the chapters that `_toc.yml` lists, their cells, blocks and labels."""

@@ -1,0 +1,1 @@
+"""Run: the chapters are executed, and what they gave is kept."""

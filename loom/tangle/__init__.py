@@ -1,0 +1,1 @@
+"""Tangle: the cells of the chapters become the modules of the package."""

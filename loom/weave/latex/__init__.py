@@ -1,0 +1,1 @@
+"""What the print edition alone needs."""

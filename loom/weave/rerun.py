@@ -1,0 +1,93 @@
+"""Let myst-nb run a chapter again exactly when something that its results depend on changed.
+
+The digest of a chapter is written into the `kernelspec` of its front matter while Sphinx reads
+it. There it enters the key of jupyter-cache; in the file nothing changes. Sphinx reads a page
+again only when the page changed, so it is also told which digests did.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from loom.read.blocks import page
+from loom.run import kernel
+from loom.run.inputs import digest
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+__all__ = ["connect", "stamped"]
+
+
+def stamped(root: Path, text: str) -> str:
+    """The chapter with its digest in the kernelspec, and each of its lines where it was."""
+    above = text.index("\n") + 1 if "\n" in text else 0
+    front = "\n".join(text.split("\n")[1 : page(text).front - 1]) if page(text).front else ""
+    tree = yaml.compose(front, yaml.SafeLoader)
+    if not isinstance(tree, yaml.MappingNode):
+        return text
+    for key, value in tree.value:
+        if key.value == "kernelspec" and isinstance(value, yaml.MappingNode):
+            spec = {name.value: item.value for name, item in value.value}
+            spec["digest"] = digest(root, text)
+            start, end = (above + m.index for m in (key.start_mark, value.end_mark))
+            same_lines = "\n" * text.count("\n", start, end)
+            return f"{text[:start]}kernelspec: {json.dumps(spec)}{same_lines}{text[end:]}"
+    return text
+
+
+def connect(app: "Sphinx") -> None:
+    """Make a plain `jupyter-book build .` run chapters as `loom run` does."""
+    os.environ.update(kernel.environment(Path(app.srcdir)))
+    app.connect("builder-inited", _heal)
+    app.connect("source-read", _stamp)
+    app.connect("env-get-outdated", _outdated)
+    app.connect("env-purge-doc", _purge)
+    app.connect("env-merge-info", _merge)
+
+
+def _heal(app: "Sphinx") -> None:
+    from loom.run import cache
+
+    cache.heal(cache.place(Path(app.srcdir)))
+
+
+def _digests(env: "BuildEnvironment") -> dict[str, str]:
+    """The digest that each page was last read with; pickled with the environment."""
+    if not hasattr(env, "loom_digests"):
+        env.loom_digests = {}
+    digests: dict[str, str] = env.loom_digests
+    return digests
+
+
+def _stamp(app: "Sphinx", docname: str, source: list[str]) -> None:
+    root, text = Path(app.srcdir), source[0]
+    source[0] = stamped(root, text)
+    if source[0] != text:
+        _digests(app.env)[docname] = digest(root, text)
+
+
+def _outdated(
+    app: "Sphinx", env: "BuildEnvironment", added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    root, known = Path(app.srcdir), _digests(env)
+    return [
+        name
+        for name in known.keys() - removed - changed
+        if digest(root, Path(env.doc2path(name)).read_text("utf-8-sig")) != known[name]
+    ]
+
+
+def _purge(app: "Sphinx", env: "BuildEnvironment", docname: str) -> None:
+    _digests(env).pop(docname, None)
+
+
+def _merge(
+    app: "Sphinx", env: "BuildEnvironment", docnames: list[str], other: "BuildEnvironment"
+) -> None:
+    read = _digests(other)
+    _digests(env).update({name: read[name] for name in docnames if name in read})

@@ -1,0 +1,132 @@
+"""What the pages tell the build as they are read, and which pages it makes stale.
+
+Sphinx keeps the pages that it has read. A page is written again when a note on it changes: when
+code elsewhere implements its theorem, a test of it ran, or what it refers to has a new number.
+"""
+
+# mypy: disallow-subclassing-any=False
+
+from collections import defaultdict
+from typing import cast
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.environment.collectors import EnvironmentCollector
+
+from loom.weave.book_data import source
+from loom.weave.exercises import Solutions
+from loom.weave.listings import Listing
+from loom.weave.numbers import locate
+from loom.weave.provenance import Label
+
+__all__ = ["Passed", "outdated", "passed", "stale"]
+
+PASSED = "passed: "
+# Stand among the targets of a page for all exercises, and for what a listing is made from.
+EXERCISES = "(exercises)"
+LISTED = "(listed)"
+
+
+class Passed(EnvironmentCollector):
+    """Collects, as pages are read, the tests that ran in them and the labels they refer to."""
+
+    def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+        passed(env).pop(docname, None)
+        referred(env).pop(docname, None)
+
+    def merge_other(
+        self, app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment
+    ) -> None:
+        for docname in docnames:
+            passed(env)[docname] = passed(other)[docname]
+            referred(env)[docname] = referred(other)[docname]
+
+    def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
+        names: set[str] = set()
+        for cell in doctree.findall(nodes.container):
+            if cell.get("nb_element") == "cell_code_output":
+                for block in cell.findall(nodes.literal_block):
+                    for line in block.astext().splitlines():
+                        if line.startswith(PASSED):
+                            names.update(line.removeprefix(PASSED).split(", "))
+        passed(app.env)[app.env.docname] = names
+        targets = {node["reftarget"] for node in doctree.findall(addnodes.pending_xref)}
+        for kind, target in ((Solutions, EXERCISES), (Listing, LISTED)):
+            if next(doctree.findall(kind), None) is not None:
+                targets.add(target)
+        referred(app.env)[app.env.docname] = targets
+
+
+def passed(env: BuildEnvironment) -> dict[str, set[str]]:
+    if not hasattr(env, "weave_passed"):
+        env.weave_passed = {}
+    return cast("dict[str, set[str]]", env.weave_passed)
+
+
+def referred(env: BuildEnvironment) -> dict[str, set[str]]:
+    if not hasattr(env, "weave_referred"):
+        env.weave_referred = {}
+    return cast("dict[str, set[str]]", env.weave_referred)
+
+
+def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Pages whose notes, or whose references' numbers, are not those they were written with.
+
+    The pages of the modules are among what is written; `outdated` tells them.
+    """
+    if app.builder.format != "html":
+        return []
+    loaded = source(app)
+    places = {name: locate(env, name) for name in labelled(env)}
+    labels: dict[str, list[str]] = defaultdict(list)
+    for name, place in places.items():
+        if place:
+            labels[place.docname].append(name)
+    side = titles(env)
+    now: dict[str, str] = {}
+    for docname in env.found_docs:
+        cells = sorted(loaded.notes.cells.get(docname, {}).items())
+        targets = referred(env).get(docname, set()) | {
+            part.name
+            for _, uses in cells
+            for use in uses
+            for part in (*use.went, *use.about)
+            if isinstance(part, Label)
+        }
+        if EXERCISES in targets:
+            targets |= {name for name in places if name.startswith("ex-")}
+        written = (
+            cells,
+            [loaded.notes.standing(name, passed(env)) for name in labels[docname]],
+            [(target, locate(env, target)) for target in sorted(targets)],
+            (loaded.results.facts, places) if LISTED in targets else None,
+            side,
+        )
+        now[docname] = repr(written)
+    ends: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
+    for d in loaded.tangled.definitions:
+        ends[d.path].append((d.name, d.chapter, d.first))
+    for path, module in loaded.tangled.modules.items():
+        now[path] = repr((module.text, ends[path], side))
+    before = getattr(env, "weave_written", {})
+    env.weave_written = now
+    app.loom_outdated = {name for name in now if before.get(name) != now[name]}
+    return sorted(app.loom_outdated & env.found_docs)
+
+
+def outdated(app: Sphinx, path: str) -> bool:
+    """Tell whether the page of a module is not what this build would write."""
+    return path in app.loom_outdated
+
+
+def titles(env: BuildEnvironment) -> list[tuple[str, str, object]]:
+    """What the side bar of every page is made from."""
+    found = env.titles.items()
+    return sorted((name, title.astext(), title.get("secnumber")) for name, title in found)
+
+
+def labelled(env: BuildEnvironment) -> list[str]:
+    """Every label that a note can stand under."""
+    return sorted([*env.domaindata["prf"]["labels"], *env.domaindata["math"]["objects"]])
