@@ -21,7 +21,8 @@ from pathlib import Path
 
 from results import record
 
-from loom.read.book import Book, Chapter, read
+from loom.read.book import Book, read
+from loom.read.chapter import Chapter
 from loom.read.labels import labels
 from loom.run.cache import Cache
 from loom.run.notebook import executable

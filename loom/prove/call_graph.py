@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-__all__ = ["Code", "defined", "reached"]
+from loom.tangle.bound_names import defined
+
+__all__ = ["Code", "reached"]
 
 
 @dataclass
@@ -92,16 +94,6 @@ class Code:
         while name and name not in self.scopes:
             name = name.rpartition(".")[0]
         return name
-
-
-def defined(node: ast.AST) -> list[str]:
-    """The names that a definition or an assignment gives a meaning."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Assign | ast.AnnAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
-    return []
 
 
 def _enter(unit: Unit, nodes: Iterable[ast.AST]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from loom.errors import Problem
 from loom.prove.theorems import Results
-from loom.read.book import Book, Chapter
-from loom.read.labels import KINDS, PROVED, Label, blocks, labels
+from loom.read.book import Book
+from loom.read.chapter import Chapter
+from loom.read.labels import KINDS, PROVED, Label, directives, labels
 from loom.tangle.files import drift
 from loom.tangle.package import Tangled
 
@@ -41,7 +42,7 @@ def check(book: Book, tangled: Tangled) -> tuple[list[Problem], str]:
 
 def _unnamed(chapter: Chapter, known: Mapping[str, Label]) -> Iterator[Problem]:
     """Results without a label, of which nothing would be asked, and answers to no exercise."""
-    for block in blocks(chapter):
+    for block in directives(chapter):
         if KINDS.get(block.directive) in PROVED and not block.label:
             sentence = f"this {block.directive.removeprefix('prf:')} has no ':label:'"
             yield Problem(chapter.path, block.line, "L29", sentence)

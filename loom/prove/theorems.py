@@ -14,8 +14,9 @@ from loom.errors import Problem
 from loom.prove.call_graph import Code, reached
 from loom.prove.marked_tests import Mark, marks
 from loom.read.book import Book
-from loom.read.labels import PROVED, Block, Label, blocks, labels, references
-from loom.tangle.package import Definition, Tangled
+from loom.read.labels import PROVED, Directive, Label, directives, labels, references
+from loom.tangle.definitions import Definition
+from loom.tangle.package import Tangled
 
 __all__ = ["Result", "Results", "Test"]
 
@@ -72,16 +73,16 @@ class Results:
         self.known = labels(book)
         self.marks = marks(book.root)
         self.place = {chapter.path: chapter.order for chapter in book.chapters}
-        self._proofs: dict[str, list[tuple[str, Block]]] = {}
+        self._proofs: dict[str, list[tuple[str, Directive]]] = {}
         self._home: dict[str, str] = {}
         for chapter in book.chapters:
-            for block in blocks(chapter):
+            for block in directives(chapter):
                 if block.directive == "prf:proof":
                     self._proofs.setdefault(block.of, []).append((chapter.path, block))
                 elif block.label in self.known and self.known[block.label].kind in STATED:
                     self._house(chapter.path, block)
 
-    def _house(self, path: str, block: Block) -> None:
+    def _house(self, path: str, block: Directive) -> None:
         """Note which equations stand inside a statement: to use them is to use it."""
         for label in self.known.values():
             inside = block.line < label.line <= block.last

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loom.errors import INTERRUPTED, Problem, Problems
-from loom.publish.jupyter_book import State, alone, inputs, jupyter_book
+from loom.publish.jupyter_book import jupyter_book
+from loom.publish.last_build import State, alone, inputs
 from loom.publish.pdf import NAME, missing, typeset
 from loom.read.book import read
 from loom.run import cache

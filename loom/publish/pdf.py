@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from loom.publish.jupyter_book import State, digest
+from loom.publish.last_build import State, digest
 from loom.weave.latex.lines import LINES, Lines
 
 __all__ = ["NAME", "failure", "faults", "missing", "typeset"]

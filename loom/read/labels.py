@@ -11,9 +11,10 @@ from itertools import takewhile
 
 from loom.errors import Problem, Problems
 from loom.read.blocks import CELL
-from loom.read.book import Book, Chapter
+from loom.read.book import Book
+from loom.read.chapter import Chapter
 
-__all__ = ["KINDS", "PROVED", "Block", "Label", "blocks", "labels", "references"]
+__all__ = ["KINDS", "PROVED", "Directive", "Label", "directives", "labels", "references"]
 
 KINDS = {
     "prf:definition": "def",
@@ -92,7 +93,7 @@ def _labels(chapter: Chapter) -> Iterator[tuple[Label, str]]:
     for number, text in enumerate(chapter.text.split("\n"), 1):
         if number not in chapter.shown and (match := EQUATION.search(text)):
             yield label(match["name"], "", number), "eq"
-    found = list(blocks(chapter))
+    found = list(directives(chapter))
     proved = {block.of for block in found if block.directive == "prf:proof"}
     for block in found:
         if (wanted := KINDS.get(block.directive)) and block.label:
@@ -102,7 +103,7 @@ def _labels(chapter: Chapter) -> Iterator[tuple[Label, str]]:
 
 
 @dataclass(frozen=True)
-class Block:
+class Directive:
     """A directive: its name, title and label, where it stands, and the lines inside it.
 
     `of` is the result that a proof belongs to: the one that its title names, else the last above.
@@ -121,7 +122,7 @@ class Block:
         return self.line + len(self.body)
 
 
-def blocks(chapter: Chapter) -> Iterator[Block]:
+def directives(chapter: Chapter) -> Iterator[Directive]:
     """Yield the directives of a chapter in order, outer ones before those inside them."""
     lines = chapter.text.split("\n")
     above = ""
@@ -135,7 +136,7 @@ def blocks(chapter: Chapter) -> Iterator[Block]:
         of = (named["target"] if named else above) if fence.name == "prf:proof" else ""
         if KINDS.get(fence.name) in PROVED:
             above = name
-        yield Block(fence.name, fence.title, name, fence.line, body, of)
+        yield Directive(fence.name, fence.title, name, fence.line, body, of)
 
 
 def references(text: str) -> list[str]:

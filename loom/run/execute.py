@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loom.errors import Problem
-from loom.read.book import Cell, Chapter
+from loom.read.chapter import Cell, Chapter
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient

@@ -8,16 +8,19 @@ another; on the versions in the lock file; on the kernel's profile; on the Pytho
 import ast
 import contextlib
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import yaml
+
 from loom.read.blocks import halves, page
 from loom.run import kernel
 
-__all__ = ["digest", "modules"]
+__all__ = ["digest", "modules", "stamped"]
 
 LOCK = "constraints.txt"
 PACKAGES = ("tangled", "loom")
@@ -99,3 +102,20 @@ def _files(root: Path, name: str) -> Iterator[Path]:
 
 def _package(root: Path, file: Path) -> tuple[str, ...]:
     return file.relative_to(root).parent.parts
+
+
+def stamped(root: Path, text: str) -> str:
+    """The chapter with its digest in the kernelspec, and each of its lines where it was."""
+    above = text.index("\n") + 1 if "\n" in text else 0
+    front = "\n".join(text.split("\n")[1 : page(text).front - 1]) if page(text).front else ""
+    tree = yaml.compose(front, yaml.SafeLoader)
+    if not isinstance(tree, yaml.MappingNode):
+        return text
+    for key, value in tree.value:
+        if key.value == "kernelspec" and isinstance(value, yaml.MappingNode):
+            spec = {name.value: item.value for name, item in value.value}
+            spec["digest"] = digest(root, text)
+            start, end = (above + m.index for m in (key.start_mark, value.end_mark))
+            same_lines = "\n" * text.count("\n", start, end)
+            return f"{text[:start]}kernelspec: {json.dumps(spec)}{same_lines}{text[end:]}"
+    return text

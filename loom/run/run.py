@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from loom.errors import Problem, Problems
-from loom.read.book import Book, Chapter, settings
+from loom.read.book import Book
+from loom.read.chapter import Chapter
+from loom.read.settings import settings
 from loom.run import kernel, shared_weights
 from loom.run.cache import Cache
 from loom.run.execute import Limits

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from loom.errors import INTERRUPTED
-from loom.read.book import Book, Chapter
+from loom.read.book import Book
+from loom.read.chapter import Chapter
 from loom.run import kernel
 from loom.run.inputs import modules
 from loom.tangle.package import tangle

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loom.errors import INTERRUPTED
-from loom.read.book import Chapter
+from loom.read.chapter import Chapter
 from loom.run.cache import Cache
 from loom.run.execute import ANSI, Failure, Limits, execute
 from loom.run.progress import Progress

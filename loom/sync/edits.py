@@ -11,10 +11,11 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 
 from loom.errors import Problem, Problems
-from loom.read.book import Book, Cell, Chapter
+from loom.read.book import Book
+from loom.read.chapter import Cell, Chapter
 from loom.sync.merge3 import Sited, matching
 from loom.sync.segments import Segment, cut
-from loom.tangle.package import Module
+from loom.tangle.modules import Module
 from loom.tangle.render import Placed
 
 __all__ = ["Edits", "Made", "Wanted", "carry", "made"]

@@ -16,8 +16,10 @@ from loom.read.book import Book, revised
 from loom.sync.edits import Edits, Wanted, carry, made
 from loom.sync.merge3 import Overlap, Sited, merge
 from loom.sync.segments import cut
-from loom.tangle.files import UNKNOWN, base, edited, owned, settle, write
-from loom.tangle.package import Module, Tangled, tangle
+from loom.tangle.files import owned, write
+from loom.tangle.last_written import UNKNOWN, base, edited, settle
+from loom.tangle.modules import Module
+from loom.tangle.package import Tangled, tangle
 
 __all__ = ["main", "sync"]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from loom.errors import Problem, Problems
-from loom.read.book import Book, Line
+from loom.read.book import Book
+from loom.read.chapter import Line
 from loom.tangle.names import Import
 from loom.tangle.pieces import Piece, pieces, problem
 

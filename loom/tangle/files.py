@@ -1,17 +1,13 @@
 """Put tangled modules on disk without ever losing what a person wrote there.
 
-loom keeps what it last wrote in `_build/loom/last/`, with the time of the file that it wrote. A
-file that is neither that one, nor as committed, nor as the chapters now make it, was edited by
-hand: loom refuses to overwrite it, and `loom sync` carries into the chapters what differs from the
-nearer of the two that loom knows. What is about to be written stands in `_build/loom/next/` before,
-so that after an interruption loom still knows its own files.
+A file that is neither what loom last wrote, nor as committed, nor as the chapters now make it, was
+edited by hand: loom refuses to overwrite it, and `loom sync` carries into the chapters what differs
+from the nearer of the two that loom knows.
 """
 
 import difflib
 import os
 import re
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -19,19 +15,25 @@ from types import MappingProxyType
 
 from loom.errors import Problem, Problems
 from loom.read.book import Book
-from loom.tangle.package import Module, Tangled
+from loom.tangle.last_written import (
+    LAST,
+    NEXT,
+    OWNED,
+    STAGED,
+    UNKNOWN,
+    base,
+    edited,
+    files_below,
+    settle,
+    store,
+)
+from loom.tangle.modules import Module
+from loom.tangle.package import Tangled
 
-__all__ = ["LAST", "UNKNOWN", "base", "drift", "edited", "main", "owned", "settle", "write"]
+__all__ = ["drift", "main", "owned", "write"]
 
-LAST = Path("_build/loom/last")
-NEXT = Path("_build/loom/next")
-# The folders in which every file is loom's.
-OWNED = ("tangled", "tests/book")
-UNKNOWN = "neither git nor _build/ tells what loom wrote here: delete the file to have it made anew"
 # The chapters that a module's docstring names.
 SOURCE = re.compile(r"\bbook/\S+\.md\b")
-# How the names of files begin that wait beside their places.
-STAGED = ".loom-"
 
 
 def main(book: Book, tangled: Tangled) -> int:
@@ -78,9 +80,9 @@ def write(
     new = {path: wanted[path] for path in changed if path in wanted}
     gone = [path for path in changed if path not in wanted]
     try:
-        _store(root, on_disk)
+        store(root, on_disk)
         settle(root)
-        _store(root, new)
+        store(root, new)
     except OSError as error:
         raise Problems([_unwritable(NEXT.as_posix(), error)]) from None
     for path in gone:
@@ -90,7 +92,7 @@ def write(
     settle(root)
     for path in gone:
         _prune((root / path).parent)
-    for path in set(_files(root / LAST)) - set(wanted):
+    for path in set(files_below(root / LAST)) - set(wanted):
         (root / LAST / path).unlink()
     return [*chapters, *changed]
 
@@ -133,29 +135,6 @@ def drift(book: Book, tangled: Tangled) -> tuple[list[Problem], str]:
             f"{path} (on disk)",
         )
     return problems, "".join(diffs)
-
-
-def _store(root: Path, new: dict[str, bytes]) -> None:
-    """Keep what is about to stand at its place, where that is not known already."""
-    (root / LAST).parent.mkdir(parents=True, exist_ok=True)
-    for path, data in new.items():
-        if _read(root / LAST / path) != data or not _same_time(root, path):
-            (root / NEXT / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / NEXT / path).write_bytes(data)
-
-
-def settle(root: Path) -> None:
-    """Take what stands at its place as last written; forget the rest of what was to come."""
-    for path in list(_files(root / NEXT)):
-        if _read(root / path) == _read(root / NEXT / path):
-            (root / LAST / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(root / NEXT / path, root / LAST / path)
-            status = (root / path).stat()
-            os.utime(root / LAST / path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    shutil.rmtree(root / NEXT, ignore_errors=True)
-    for folder in ("book", *OWNED):
-        for temporary in (root / folder).rglob(f"{STAGED}*"):
-            temporary.unlink(missing_ok=True)
 
 
 def _unwritable(path: str, error: OSError) -> Problem:
@@ -239,18 +218,11 @@ def _first_difference(module: Module, disk: bytes) -> tuple[int, str]:
     return line, place
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """The files below a folder, as relative paths; caches of Python left out."""
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        if path.is_file() and "__pycache__" not in path.parts:
-            yield path.relative_to(folder).as_posix()
-
-
 def owned(root: Path) -> dict[str, bytes]:
     """What stands in the folders in which every file is loom's."""
     found: dict[str, bytes] = {}
     for folder in OWNED:
-        for name in _files(root / folder):
+        for name in files_below(root / folder):
             path = f"{folder}/{name}"
             if name.rsplit("/", 1)[-1].startswith(STAGED):
                 continue
@@ -260,61 +232,6 @@ def owned(root: Path) -> dict[str, bytes]:
                 sentence = f"this file cannot be read: {error.strerror}"
                 raise Problems([Problem(path, 1, "L31", sentence)]) from None
     return found
-
-
-def edited(root: Path, path: str, disk: bytes) -> bool:
-    """Tell whether a file was edited by hand: it is neither as committed nor what loom wrote.
-
-    The bytes that loom last wrote in another file, a newer one, may have been typed: git can take a
-    file back, and a person can write again what loom had written.
-    """
-    committed = _committed(root, path)
-    if disk != _read(root / LAST / path):
-        return disk != committed
-    return not _same_time(root, path) and committed not in (None, disk)
-
-
-def base(root: Path, path: str, disk: bytes) -> bytes | None:
-    """What a file was before it was edited: what loom last wrote or what is committed.
-
-    Either may be older than the other, for git changes files too. So it is the one from which the
-    file differs in fewer lines.
-    """
-    known = (_read(root / LAST / path), _committed(root, path))
-    others = [text for text in known if text not in (None, disk)]
-    return min(others, key=lambda text: _distance(text, disk), default=None)
-
-
-def _distance(one: bytes, other: bytes) -> int:
-    """The number of lines that only one of two texts has."""
-    a, b = one.split(b"\n"), other.split(b"\n")
-    blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
-    return len(a) + len(b) - 2 * sum(block.size for block in blocks)
-
-
-def _same_time(root: Path, path: str) -> bool:
-    """Tell whether a file has the time of the one that loom last wrote there."""
-    files = root / path, root / LAST / path
-    times = [file.stat().st_mtime_ns for file in files if file.is_file()]
-    return len(times) == 2 and times[0] == times[1]
-
-
-def _committed(root: Path, path: str) -> bytes | None:
-    try:
-        shown = subprocess.run(
-            # To read a blob of a clone that another user owns is safe: it runs nothing.
-            ["git", "-c", "safe.directory=*", "cat-file", "blob", f"HEAD:./{path}"],
-            cwd=root,
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    return shown.stdout if shown.returncode == 0 else None
-
-
-def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def _prune(folder: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from loom.errors import Problem
-from loom.read.book import Book, Chapter
+from loom.read.book import Book
+from loom.read.chapter import Chapter
 from loom.tangle.drafts import Draft
 from loom.tangle.names import BUILTINS, Import, Scope, Uses, uses
 from loom.tangle.pieces import Piece, problem

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from loom.errors import Problem
-from loom.read.book import Book, Cell, Chapter
+from loom.read.book import Book
+from loom.read.chapter import Cell, Chapter
 from loom.tangle.memo import once
 from loom.tangle.pieces import Piece, problem, table
 

@@ -1,70 +1,23 @@
 """Tangle: the cells of the chapters become the modules of the package and the book's own tests."""
 
-import ast
-import json
-import textwrap
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from loom.errors import Problem, Problems
-from loom.prove.call_graph import defined
-from loom.read.book import Book, Cell
+from loom.read.book import Book
 from loom.read.labels import labels
 from loom.tangle.chapter_order import ranks
+from loom.tangle.definitions import Definition, definitions
 from loom.tangle.drafts import Draft, collect
 from loom.tangle.imports import cycles, layers, misplaced_imports, resolve
 from loom.tangle.memo import once
+from loom.tangle.modules import Module, module, packages
 from loom.tangle.names import scopes
 from loom.tangle.pieces import Piece, problem
-from loom.tangle.render import WIDTH, Placed, render
 
-__all__ = ["Definition", "Module", "Tangled", "tangle"]
-
-
-VERSION = """
-
-
-def __getattr__(name: str) -> str:
-    \"\"\"Return `__version__`, looked up in the installation when it is asked for.\"\"\"
-    if name != "__version__":
-        raise AttributeError(f"module 'tangled' has no attribute '{name}'")
-    from importlib.metadata import version
-
-    return version(NAME)
-"""
-
-
-@dataclass(frozen=True)
-class Module:
-    """A tangled file: its lines, each with the chapter line that it is."""
-
-    path: str
-    lines: tuple[Placed, ...]
-
-    @property
-    def text(self) -> str:
-        """The file's whole text."""
-        return "".join(f"{line.text}\n" for line in self.lines)
-
-
-@dataclass(frozen=True)
-class Definition:
-    """A function, class, method or constant with its two places: in its module, in its chapter."""
-
-    name: str
-    dotted: str
-    path: str
-    first: int
-    last: int
-    chapter: str
-    cell: int
-    line: int
-    implements: tuple[str, ...] = ()
-    verifies: tuple[str, ...] = ()
-    refutes: tuple[str, ...] = ()
+__all__ = ["Tangled", "tangle"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +30,7 @@ class Tangled:
     @cached_property
     def definitions(self) -> tuple[Definition, ...]:
         """Where each definition stands; found when it is asked for, since tangling needs it not."""
-        found = [d for x in self.drafts for d in _definitions(self.modules[x.path], x)]
+        found = [d for x in self.drafts for d in definitions(self.modules[x.path], x)]
         chapters = [p.cell.chapter for x in self.drafts for p in x.pieces]
         order = {chapter.path: chapter.order for chapter in chapters}
         return tuple(sorted(found, key=lambda d: (order[d.chapter], d.line)))
@@ -118,15 +71,9 @@ def tangle(book: Book) -> Tangled:
     problems += layers(edges)
     if problems:
         raise Problems(problems)
-    modules = {path: _module(draft) for path, draft in sorted(drafts.items())}
-    modules.update(_packages(book, drafts))
+    modules = {path: module(draft) for path, draft in sorted(drafts.items())}
+    modules.update(packages(book, drafts))
     return Tangled(modules, tuple(drafts.values()))
-
-
-def _module(draft: Draft) -> Module:
-    public = draft.path.startswith("tangled/")
-    placed = render(_docstring(draft), draft.imports, draft.pieces, public)
-    return Module(draft.path, tuple(placed))
 
 
 def _hidden(drafts: dict[str, Draft]) -> Iterator[Problem]:
@@ -137,98 +84,3 @@ def _hidden(drafts: dict[str, Draft]) -> Iterator[Problem]:
             piece = draft.pieces[0]
             sentence = f"{path} and a folder of the same name cannot both be imported"
             yield problem(piece.cell, piece.cell.line, "L01", sentence)
-
-
-def _docstring(draft: Draft) -> str:
-    """A sentence of the chapter's front matter (or its title), and where the module comes from."""
-    chapters = list({p.cell.chapter.path: p.cell.chapter for p in draft.pieces}.values())
-    target = draft.path.removeprefix("tangled/")
-    stated = [(c.front.get("modules") or {}).get(target) for c in chapters]
-    if not draft.path.startswith("tangled/"):
-        head = f"Checks of the chapter “{chapters[0].title}”."
-    else:
-        head = next(filter(None, stated), None) or _sentence("; ".join(c.title for c in chapters))
-    source = f"Tangled from {' and '.join(c.path for c in chapters)}."
-    wrapped = textwrap.fill(source, WIDTH, break_long_words=False, break_on_hyphens=False)
-    return _quoted(f"{head}\n\n{wrapped}\n")
-
-
-def _sentence(title: str) -> str:
-    return title if title.endswith((".", "?", "!")) else f"{title}."
-
-
-def _quoted(text: str) -> str:
-    """A docstring with this text; a title may hold mathematics, and thus backslashes."""
-    prefix = "r" if "\\" in text else ""
-    return prefix + '"""' + text.replace('"""', "'''") + '"""'
-
-
-def _packages(book: Book, drafts: dict[str, Draft]) -> dict[str, Module]:
-    """The `__init__.py` files, a docstring each, and the marker of a typed package."""
-    made: dict[str, str] = {}
-    for path in sorted(path for path in drafts if path.startswith("tangled/")):
-        first = drafts[path].pieces[0].cell.chapter
-        *folders, _, _ = PurePosixPath(path).parents
-        for folder in folders:
-            name = folder.as_posix().removeprefix("tangled/")
-            stated = (first.front.get("modules") or {}).get(name)
-            head = stated or _sentence(first.part or first.title)
-            made.setdefault(f"{folder}/__init__.py", _quoted(head))
-    if made:
-        root = book.chapters[0].title
-        head = _quoted(f"{root}: the code of the book, tangled from its chapters.")
-        made["tangled/__init__.py"] = head + _version(book.root)
-        made["tangled/py.typed"] = ""
-    return {
-        path: Module(path, tuple(Placed(line) for line in text.splitlines()))
-        for path, text in made.items()
-    }
-
-
-def _version(root: Path) -> str:
-    """Code for `tangled.__version__`, if `pyproject.toml` says what the package is called."""
-    file = root / "pyproject.toml"
-    project = tomllib.loads(file.read_text("utf-8")).get("project", {}) if file.is_file() else {}
-    return VERSION.replace("NAME", json.dumps(project["name"])) if "name" in project else ""
-
-
-def _definitions(module: Module, draft: Draft) -> Iterator[Definition]:
-    """Where each definition of a module stands, there and in its chapter."""
-    tree = ast.parse(module.text)
-    nodes: dict[str, ast.stmt] = {}
-    for node in tree.body:
-        for name in defined(node):
-            nodes.setdefault(name, node)
-        if isinstance(node, ast.ClassDef):
-            for child in node.body:
-                for name in defined(child):
-                    nodes.setdefault(f"{node.name}.{name}", child)
-    for piece in draft.pieces:
-        for member, cell in piece.members:
-            for top in piece.names:
-                name = f"{top}.{member}" if member else top
-                yield _definition(module, draft, nodes[name], name, cell, piece)
-
-
-def _definition(
-    module: Module, draft: Draft, node: ast.stmt, name: str, cell: Cell, piece: Piece
-) -> Definition:
-    decorators = [d.lineno for d in getattr(node, "decorator_list", [])]
-    first, last = (min([node.lineno, *decorators]), node.end_lineno or node.lineno)
-    line = module.lines[node.lineno - 1].number
-    # The label of a cell belongs to the one definition that the cell makes.
-    whole = "." not in name or cell is not piece.cell
-    tests = whole and name.startswith("test_")
-    return Definition(
-        name,
-        f"{draft.dotted}.{name}",
-        draft.path,
-        first,
-        last,
-        cell.chapter.path,
-        cell.index,
-        line,
-        cell.implements if whole else (),
-        cell.verifies if tests else (),
-        cell.refutes if tests else (),
-    )

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from loom.errors import Problem, Problems
 from loom.lesson import FIRST_CELL
-from loom.read.book import Cell, Line
+from loom.read.chapter import Cell, Line
 from loom.tangle.memo import once
 
 __all__ = ["Piece", "Statement", "assigned", "is_guard", "pieces", "problem", "statements", "table"]

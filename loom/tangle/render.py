@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loom.read.book import Line
+from loom.read.chapter import Line
 from loom.tangle.names import Import
 from loom.tangle.pieces import Piece
 

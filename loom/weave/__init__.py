@@ -22,6 +22,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
         folds,
         listings,
         macros,
+        nodes,
+        page_facts,
         reference,
         rerun,
         staleness,
@@ -40,11 +42,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     from loom.weave.latex import translator as latex
 
     block = (html.visit_statement, html.depart_division)
-    app.add_enumerable_node(statements.Statement, "theorem", statements.name, html=block)
-    app.add_enumerable_node(exercises.Exercise, "exercise", statements.name, html=block)
-    app.add_node(statements.StatementTitle, html=(html.visit_title, html.depart_title))
-    app.add_node(statements.Proof, html=(html.visit_proof, html.depart_proof))
-    app.add_node(exercises.Answer, html=(html.visit_answer, html.depart_answer))
+    app.add_enumerable_node(nodes.Statement, "theorem", statements.name, html=block)
+    app.add_enumerable_node(nodes.Exercise, "exercise", statements.name, html=block)
+    app.add_node(nodes.StatementTitle, html=(html.visit_title, html.depart_title))
+    app.add_node(nodes.Proof, html=(html.visit_proof, html.depart_proof))
+    app.add_node(nodes.Answer, html=(html.visit_answer, html.depart_answer))
     app.set_translator("html", html.BookTranslator)
     app.set_translator("latex", latex.BookTranslator)
     app.add_domain(statements.ProofDomain)
@@ -58,11 +60,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(listings.Fill)
     app.add_post_transform(layout.Parts)
     app.add_post_transform(layout.LongTables)
-    app.add_node(folds.Fold, html=(html.visit_fold, html.depart_division))
-    app.add_node(folds.Details, html=(html.visit_details, html.depart_answer))
-    app.add_node(folds.Provenance, html=(html.visit_provenance, html.depart_division))
+    app.add_node(nodes.Fold, html=(html.visit_fold, html.depart_division))
+    app.add_node(nodes.Details, html=(html.visit_details, html.depart_answer))
+    app.add_node(nodes.Provenance, html=(html.visit_provenance, html.depart_division))
     app.add_post_transform(punctuation.KeepTogether)
-    app.add_env_collector(staleness.Passed)
+    app.add_env_collector(page_facts.Passed)
     app.add_post_transform(folds.Folding)
     app.add_post_transform(captions.Annotate)
     app.connect("builder-inited", book_data.load)

@@ -10,7 +10,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
-from loom.weave.exercises import Answer, AnswerHead, Exercise, Solutions
+from loom.weave.nodes import Answer, AnswerHead, Exercise, Solutions
 from loom.weave.statements import ProofDomain, number
 
 __all__ = ["Collect"]

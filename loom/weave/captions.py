@@ -9,11 +9,11 @@ from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from loom.weave.book_data import source
-from loom.weave.folds import Details, Provenance, home
+from loom.weave.folds import home
 from loom.weave.links import Links
+from loom.weave.nodes import Details, Provenance, Statement
+from loom.weave.page_facts import passed
 from loom.weave.provenance import Map, Standing, Test
-from loom.weave.staleness import passed
-from loom.weave.statements import Statement
 
 __all__ = ["Annotate"]
 

@@ -15,31 +15,16 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from loom.weave.statements import Statement, statement
+from loom.weave.nodes import Answer, Exercise, Gate, Solutions
+from loom.weave.statements import statement
 
-__all__ = ["DIRECTIVES", "Answer", "AnswerHead", "Exercise", "Gather", "Pair", "Solutions"]
+__all__ = [
+    "DIRECTIVES",
+    "Gather",
+    "Pair",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class Exercise(Statement):
-    """A statement with a counter of its own."""
-
-
-class Answer(nodes.General, nodes.Element):
-    """A hint or a solution (`kind`) of the exercise with the label `of`."""
-
-
-class AnswerHead(nodes.General, nodes.TextElement):
-    """In print, the number of the exercise that is answered."""
-
-
-class Gate(nodes.General, nodes.Element):
-    """Where a solution starts (`opens`) or ends."""
-
-
-class Solutions(nodes.General, nodes.Element):
-    """The place where the solutions of the book are gathered."""
 
 
 class ExerciseDirective(SphinxDirective):

@@ -16,25 +16,14 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from loom.weave import docstrings, provenance
 from loom.weave.book_data import source
 from loom.weave.links import Links
+from loom.weave.nodes import Details, Fold, Provenance
+from loom.weave.page_facts import passed
 from loom.weave.provenance import Label, Note, Use, counted, listed
-from loom.weave.staleness import passed
 
-__all__ = ["Details", "Fold", "Folding", "Provenance", "home"]
+__all__ = ["Folding", "home"]
 
 # What MyST-NB calls a folded cell whose chapter names it not.
 UNNAMED = "Show code cell {type}"
-
-
-class Provenance(nodes.General, nodes.TextElement):
-    """A note; `place` is what it stands under: cell, statement, equation, fold, checks."""
-
-
-class Details(nodes.General, nodes.Element):
-    """What opens: its `mark` and its `text` are the line that stays."""
-
-
-class Fold(nodes.General, nodes.Element):
-    """Details and, on the same line, a note."""
 
 
 class Folding(SphinxPostTransform):

@@ -15,10 +15,11 @@ from loom.weave import reference
 from loom.weave.book_data import source
 from loom.weave.links import Links
 from loom.weave.map_drawing import Box, draw
+from loom.weave.nodes import Listing
 from loom.weave.numbers import locate
 from loom.weave.provenance import Code, Label, Name, Note, anchor, listed, named
 
-__all__ = ["DIRECTIVES", "Fill", "Listing", "ListingDirective"]
+__all__ = ["DIRECTIVES", "Fill", "ListingDirective"]
 
 KEY = (
     "A line leads from a result to those whose proofs use it. The dots of a box stand for proved, "
@@ -31,10 +32,6 @@ LACKS = {
     "verified": "Proved, but verified by no test that reaches the code",
     "refuted": "Verified, but without a negative control",
 }
-
-
-class Listing(nodes.General, nodes.Element):
-    """The place of something that is written when the whole book has been read."""
 
 
 class ListingDirective(SphinxDirective):

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from loom.prove.marked_tests import Mark
-from loom.read.book import Book, Cell
-from loom.tangle.package import Definition, Tangled
+from loom.read.book import Book
+from loom.read.chapter import Cell
+from loom.tangle.definitions import Definition
+from loom.tangle.package import Tangled
 
 __all__ = [
     "Code",

@@ -16,8 +16,9 @@ from sphinx.domains.python import ModuleEntry, ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
 
 from loom.prove.call_graph import Code as Graph
-from loom.prove.call_graph import defined
-from loom.tangle.package import Definition, Tangled
+from loom.tangle.bound_names import defined
+from loom.tangle.definitions import Definition
+from loom.tangle.package import Tangled
 from loom.weave.book_data import Source, source
 from loom.weave.links import Links
 from loom.weave.provenance import Label, Module, Name, Note, anchor, listed

@@ -5,39 +5,18 @@ it. There it enters the key of jupyter-cache; in the file nothing changes. Sphin
 again only when the page changed, so it is also told which digests did.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
-from loom.read.blocks import page
 from loom.run import kernel
-from loom.run.inputs import digest
+from loom.run.inputs import digest, stamped
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
-__all__ = ["connect", "stamped"]
-
-
-def stamped(root: Path, text: str) -> str:
-    """The chapter with its digest in the kernelspec, and each of its lines where it was."""
-    above = text.index("\n") + 1 if "\n" in text else 0
-    front = "\n".join(text.split("\n")[1 : page(text).front - 1]) if page(text).front else ""
-    tree = yaml.compose(front, yaml.SafeLoader)
-    if not isinstance(tree, yaml.MappingNode):
-        return text
-    for key, value in tree.value:
-        if key.value == "kernelspec" and isinstance(value, yaml.MappingNode):
-            spec = {name.value: item.value for name, item in value.value}
-            spec["digest"] = digest(root, text)
-            start, end = (above + m.index for m in (key.start_mark, value.end_mark))
-            same_lines = "\n" * text.count("\n", start, end)
-            return f"{text[:start]}kernelspec: {json.dumps(spec)}{same_lines}{text[end:]}"
-    return text
+__all__ = ["connect"]
 
 
 def connect(app: "Sphinx") -> None:

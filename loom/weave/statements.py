@@ -20,12 +20,11 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
+from loom.weave.nodes import Proof, Statement, StatementTitle
+
 __all__ = [
     "KINDS",
-    "Proof",
     "ProofDomain",
-    "Statement",
-    "StatementTitle",
     "name",
     "number",
     "statement",
@@ -46,18 +45,6 @@ KINDS = (
 NAMED = KINDS[:6]
 
 logger = logging.getLogger(__name__)
-
-
-class Statement(nodes.General, nodes.Element):
-    """A numbered block: a theorem, a definition, an exercise. Its first child is its title."""
-
-
-class StatementTitle(nodes.TextElement):
-    """The name of a statement; empty when it has none."""
-
-
-class Proof(nodes.General, nodes.Element):
-    """A proof; `of` holds what its run-in heading adds to "Proof"."""
 
 
 def statement(directive: SphinxDirective, node: Statement, counter: str) -> list[nodes.Node]:

@@ -7,7 +7,7 @@ import pypdf
 
 from loom.publish.pdf import faults
 from loom.read.book import read
-from loom.run.notebook import HIDDEN
+from loom.weave.html.jupyter_notebook import HIDDEN
 from loom.weave.latex.lines import LINES, Lines
 from tests.site.conftest import LATEX, ROOT
 

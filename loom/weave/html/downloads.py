@@ -7,11 +7,11 @@ import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from loom.read.book import Chapter
-from loom.run import notebook, timings
+from loom.read.chapter import Chapter
+from loom.run import timings
 from loom.run.cache import Cache
 from loom.weave.book_data import source
-from loom.weave.html import jupyter_markdown
+from loom.weave.html import jupyter_markdown, jupyter_notebook
 
 __all__ = ["button", "write"]
 
@@ -47,7 +47,7 @@ def write(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
     root = Path(app.srcdir)
-    makers = [Path(module.__file__ or "") for module in (notebook, jupyter_markdown)]
+    makers = [Path(module.__file__ or "") for module in (jupyter_notebook, jupyter_markdown)]
     macros = root / "book" / "_static" / "macros.json"
     cache, rows = Cache(root), timings.load(root)
     for chapter in notebooks(app):
@@ -57,7 +57,7 @@ def write(app: Sphinx, error: Exception | None) -> None:
             sources.append(cache.file(row.key))
         if older(file, sources):
             file.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook.downloadable(root / chapter.path, root, cache), file)
+            nbformat.write(jupyter_notebook.downloadable(root / chapter.path, root, cache), file)
 
 
 def older(file: Path, sources: list[Path]) -> bool:

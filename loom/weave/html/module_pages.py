@@ -9,7 +9,7 @@ from typing import Any, cast
 from sphinx.application import Sphinx
 from sphinx.builders.html import StandaloneHTMLBuilder
 
-from loom.tangle.package import Definition
+from loom.tangle.definitions import Definition
 from loom.weave.book_data import source
 from loom.weave.provenance import anchor
 from loom.weave.staleness import outdated

@@ -15,10 +15,9 @@ from sphinx.util.math import wrap_displaymath
 from sphinx.writers.latex import LaTeXTranslator
 
 from loom.weave.docstrings import together
-from loom.weave.exercises import Answer, AnswerHead
-from loom.weave.folds import Provenance
 from loom.weave.latex.lines import LINES, find, mark, separated
-from loom.weave.statements import Statement, StatementTitle, number
+from loom.weave.nodes import Answer, AnswerHead, Provenance, Statement, StatementTitle
+from loom.weave.statements import number
 
 __all__ = ["BookTranslator"]
 

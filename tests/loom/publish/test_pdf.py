@@ -3,7 +3,7 @@
 import pytest
 
 from loom.publish.build import pdf
-from loom.publish.jupyter_book import State, inputs
+from loom.publish.last_build import State, inputs
 from loom.publish.pdf import failure, faults, missing
 from loom.weave.latex.lines import Lines, find, mark, separated
 from loom.weave.macros import latex

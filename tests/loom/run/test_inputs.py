@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from loom.run.inputs import digest, modules
-from loom.weave.rerun import stamped
+from loom.run.inputs import digest, modules, stamped
 
 FRONTS = {
     "flow": "kernelspec: {name: python3, display_name: Python 3}\n",

@@ -10,8 +10,9 @@ from nbclient import NotebookClient
 
 from loom.run.cache import Cache
 from loom.run.inputs import digest
-from loom.run.notebook import downloadable, executable
+from loom.run.notebook import executable
 from loom.weave.html.jupyter_markdown import plain
+from loom.weave.html.jupyter_notebook import downloadable
 
 CHAPTER = r"""
 Some $\veps$ prose.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loom.__main__ import main
-from loom.tangle.files import LAST
+from loom.tangle.last_written import LAST
 
 Write = Callable[[dict[str, str]], Path]
 CHAPTER = '''# Chapter

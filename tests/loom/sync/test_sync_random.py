@@ -369,7 +369,7 @@ def folder() -> Iterator[Callable[[int], Path]]:
     ):
         # No git here, and no process each time to find that out.
         patched.setattr(
-            "loom.tangle.files._committed", lambda root, path: None
+            "loom.tangle.last_written._committed", lambda root, path: None
         )
         yield lay_book
     print(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loom.__main__ import main
-from loom.tangle.files import LAST
+from loom.tangle.last_written import LAST
 
 Write = Callable[[dict[str, str]], Path]
 CHAPTER = "# Chapter\n\n```{code-cell} python\n:tangle:\n\nSIZE = 3\n```\n"
