@@ -12,7 +12,7 @@ from functools import cached_property
 
 from loom.tangle.bound_names import defined
 
-__all__ = ["Code", "reached"]
+__all__ = ["CallGraph", "reached"]
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Unit:
     kinds: dict[str, set[str]] = field(default_factory=dict)
 
 
-class Code:
+class CallGraph:
     """The definitions of some modules, by dotted name, and how names lead from one to another."""
 
     def __init__(self, modules: dict[str, str]) -> None:
@@ -110,7 +110,7 @@ def _enter(unit: Unit, nodes: Iterable[ast.AST]) -> None:
                 unit.kinds[node.arg] = {n.id for n in inside if isinstance(n, ast.Name)}
 
 
-def reached(code: Code, start: str) -> set[str]:
+def reached(code: CallGraph, start: str) -> set[str]:
     """Return the dotted names of all definitions that `start` reaches, itself included."""
     found: set[str] = set()
     attributes: set[str] = set()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loom.errors import Problem, Problems
 
-__all__ = ["Mark", "marks"]
+__all__ = ["Mark", "marked_tests"]
 
 VERBS = ("verifies", "refutes")
 
@@ -22,7 +22,7 @@ class Mark:
     label: str
 
 
-def marks(root: Path) -> list[Mark]:
+def marked_tests(root: Path) -> list[Mark]:
     """Return the marks of all tests under `tests/`, by file and line, those of loom's own left out.
 
     The tests of `tests/book/` carry no marks: their cells in the chapters say what they verify.

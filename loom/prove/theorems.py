@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from loom.errors import Problem
-from loom.prove.call_graph import Code, reached
-from loom.prove.marked_tests import Mark, marks
+from loom.prove.call_graph import CallGraph, reached
+from loom.prove.marked_tests import Mark, marked_tests
 from loom.read.book import Book
 from loom.read.labels import PROVED, Directive, Label, directives, labels, references
 from loom.tangle.definitions import Definition
@@ -50,18 +50,18 @@ class Result:
     missing: tuple[str, ...]
 
     @property
-    def marks(self) -> dict[str, bool]:
-        """Of the marks that are asked of its kind, which it has."""
+    def standing(self) -> dict[str, bool]:
+        """Of what is asked of its kind, which it has: proved, implemented, verified, refuted."""
         asked: tuple[str, ...] = ()
         if self.label.kind in PROVED:
             asked = ("proved", "verified", "refuted")
         if self.label.kind in IMPLEMENTED:
             asked = ("implemented",)
-        marks = {mark: mark not in self.missing for mark in asked}
+        has = {word: word not in self.missing for word in asked}
         # What is not asked, but there, counts all the same.
-        marks |= {"implemented": True} if self.implemented else {}
-        marks |= {"verified": True} if self.verified and "verified" not in asked else {}
-        return marks
+        has |= {"implemented": True} if self.implemented else {}
+        has |= {"verified": True} if self.verified and "verified" not in asked else {}
+        return has
 
 
 class Results:
@@ -71,7 +71,7 @@ class Results:
         """Work out the graph."""
         self.book, self.tangled = book, tangled
         self.known = labels(book)
-        self.marks = marks(book.root)
+        self.marks = marked_tests(book.root)
         self.place = {chapter.path: chapter.order for chapter in book.chapters}
         self._proofs: dict[str, list[tuple[str, Directive]]] = {}
         self._home: dict[str, str] = {}
@@ -156,12 +156,12 @@ class Results:
         return known, uses, tests, code, claims, sorted(self._home.items())
 
     @cached_property
-    def code(self) -> Code:
+    def call_graph(self) -> CallGraph:
         """The definitions of the package and of the tests, and how one leads to another."""
         texts = {p: m.text for p, m in self.tangled.modules.items() if p.endswith(".py")}
         for path in {mark.path for mark in self.marks}:
             texts[path] = Path(self.book.root / path).read_text(encoding="utf-8")
-        return Code(texts)
+        return CallGraph(texts)
 
     def _wanted(self, name: str) -> set[str]:
         """The code that a test of a result should reach: of the result, or of what it rests on."""
@@ -174,7 +174,7 @@ class Results:
         """The tests of a result, and whether one of them reaches what it should."""
         tests = self._tests.get((verb, name), [])
         wanted = self._wanted(name)
-        reaching = any(wanted & reached(self.code, test.dotted) for test in tests)
+        reaching = any(wanted & reached(self.call_graph, test.dotted) for test in tests)
         return tests, reaching or not wanted
 
     def result(self, name: str) -> Result:

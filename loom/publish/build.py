@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loom.errors import INTERRUPTED, Problem, Problems
 from loom.publish.jupyter_book import jupyter_book
-from loom.publish.last_build import State, alone, inputs
+from loom.publish.last_build import State, one_at_a_time, sources_digest
 from loom.publish.pdf import NAME, missing, typeset
 from loom.read.book import read
 from loom.run import cache
@@ -41,7 +41,7 @@ def _build(
         Problems: if the chapters are not as they should be, or a file cannot be written.
     """
     try:
-        with alone(root):
+        with one_at_a_time(root):
             return _weave(root, builder, made, finish)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -53,7 +53,7 @@ def _build(
 
 
 def _weave(root: Path, builder: str, made: Path, finish: Callable[[Path], int]) -> int:
-    state, now, name = State(root, made.suffix[1:]), inputs(root), made.relative_to(root)
+    state, now, name = State(root, made.suffix[1:]), sources_digest(root), made.relative_to(root)
     lost = state.lost()
     if made.is_file() and state.matches(now) and not lost:
         print(f"{name} is up to date")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from loom.errors import Problems
 from loom.publish import bibtex
-from loom.publish.last_build import State, digest
-from loom.publish.separate_process import apart
+from loom.publish.last_build import State, files_digest
+from loom.publish.separate_process import run_apart
 
 __all__ = ["jupyter_book"]
 
@@ -39,7 +39,7 @@ def jupyter_book(root: Path, builder: str, *, whole: bool = False) -> int:
         Problems: if it is the list of references that does not parse.
     """
     unfinished = root / "_build/loom/unfinished"
-    loom, now = State(root, "loom"), digest(root, sorted((root / "loom").rglob("*.py")))
+    loom, now = State(root, "loom"), files_digest(root, sorted((root / "loom").rglob("*.py")))
     arguments = ["build", ".", "--builder", builder, "-W", "-n", "--keep-going", "-q"]
     if whole or unfinished.exists() or not loom.matches(now):
         arguments.append("--all")
@@ -75,7 +75,7 @@ def _sphinx(root: Path, arguments: list[str]) -> tuple[int, str]:
             sys.stdout, sys.stderr = out, err
             return _status(arguments)
 
-        code = apart(work)
+        code = run_apart(work)
         err.seek(0)
         return code, _told(err.read().replace(f"{root}/", ""))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["State", "alone", "digest", "inputs"]
+__all__ = ["State", "files_digest", "one_at_a_time", "sources_digest"]
 
 # What the pages are made from. Of the tests, the marks tell which labels they verify.
 INPUTS = (
@@ -52,7 +52,7 @@ class State:
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
+def one_at_a_time(root: Path) -> Iterator[None]:
     """Let one build of a book work at a time; the next one says that it waits."""
     lock = FileLock(root / "_build/loom/lock")
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +67,13 @@ def alone(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def inputs(root: Path) -> str:
+def sources_digest(root: Path) -> str:
     """The digest of everything that the pages are made from."""
     files = (file for pattern in INPUTS for file in sorted(root.glob(pattern)))
-    return digest(root, (file for file in files if "__pycache__" not in file.parts))
+    return files_digest(root, (file for file in files if "__pycache__" not in file.parts))
 
 
-def digest(root: Path, files: Iterable[Path]) -> str:
+def files_digest(root: Path, files: Iterable[Path]) -> str:
     """The digest of files with their names."""
     total = hashlib.sha256(sys.version.encode())
     for file in files:

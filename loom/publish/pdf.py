@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from loom.publish.last_build import State, digest
+from loom.publish.last_build import State, files_digest
 from loom.weave.latex.lines import LINES, Lines
 
 __all__ = ["NAME", "failure", "faults", "missing", "typeset"]
@@ -40,7 +40,7 @@ def typeset(root: Path) -> int:
     """Run LaTeX on what Jupyter Book wrote, unless that is what was typeset last."""
     folder = root / "_build/latex"
     files = [file for file in sorted(folder.iterdir()) if is_source(file)]
-    state, now = State(root, "latex"), digest(root, files)
+    state, now = State(root, "latex"), files_digest(root, files)
     if (folder / f"{NAME}.pdf").is_file() and state.matches(now):
         return 0
     # After a failure latexmk would take the broken files for what it had to make.

@@ -9,10 +9,10 @@ from contextlib import suppress
 
 from loom.errors import INTERRUPTED
 
-__all__ = ["apart"]
+__all__ = ["run_apart"]
 
 
-def apart(work: Callable[[], int]) -> int:
+def run_apart(work: Callable[[], int]) -> int:
     """Run a function in a copy of this process, with all that was imported; return its status.
 
     Raises:

@@ -9,7 +9,7 @@ from livereload import Server
 
 from loom.__main__ import main
 from loom.errors import INTERRUPTED
-from loom.publish.separate_process import apart
+from loom.publish.separate_process import run_apart
 
 __all__ = ["serve", "steps"]
 
@@ -30,7 +30,7 @@ def serve(root: Path, port: int) -> int:
 
     def build() -> None:
         # A chapter that does not build ends the build, and the last good page stays.
-        apart(lambda: steps(root))
+        run_apart(lambda: steps(root))
 
     try:
         importlib.import_module("loom.publish.preload")  # what the copies need not import again

@@ -20,14 +20,14 @@ import yaml
 from loom.read.blocks import halves, page
 from loom.run import kernel
 
-__all__ = ["digest", "modules", "stamped"]
+__all__ = ["inputs_digest", "modules", "stamped"]
 
 LOCK = "constraints.txt"
 PACKAGES = ("tangled", "loom")
 MAGIC = re.compile(r"^[ \t]*[%!].*$", re.MULTILINE)
 
 
-def digest(root: Path, chapter_source: str) -> str:
+def inputs_digest(root: Path, chapter_source: str) -> str:
     """The hash for a chapter whose text is `chapter_source`, of the book in `root`."""
     parts = [(f"python {sys.version_info.major}.{sys.version_info.minor}", b"")]
     lock = root / LOCK
@@ -114,7 +114,7 @@ def stamped(root: Path, text: str) -> str:
     for key, value in tree.value:
         if key.value == "kernelspec" and isinstance(value, yaml.MappingNode):
             spec = {name.value: item.value for name, item in value.value}
-            spec["digest"] = digest(root, text)
+            spec["digest"] = inputs_digest(root, text)
             start, end = (above + m.index for m in (key.start_mark, value.end_mark))
             same_lines = "\n" * text.count("\n", start, end)
             return f"{text[:start]}kernelspec: {json.dumps(spec)}{same_lines}{text[end:]}"

@@ -1,7 +1,7 @@
 """Execute the chapters whose results are not in the cache yet, two side by side.
 
 Weights that they share are made first. The results go where `jupyter-book build .` looks for
-them, which then finds only hits. The longest chapter starts first, so that the two lanes end
+them, which then finds only hits. The longest chapter starts first, so that the two workers end
 close together.
 """
 
@@ -18,10 +18,10 @@ from loom.read.settings import settings
 from loom.run import kernel, shared_weights
 from loom.run.cache import Cache
 from loom.run.execute import Limits
-from loom.run.inputs import digest
+from loom.run.inputs import inputs_digest
 from loom.run.notebook import executable
 from loom.run.timings import Row, load, save
-from loom.run.workers import Job, Lanes
+from loom.run.workers import Job, Workers
 
 __all__ = ["main", "run"]
 
@@ -67,7 +67,7 @@ def run(
     execution = settings(book.root).get("execute") or {}
     strict = execution.get("stderr_output", "show") not in ("show", "remove")
     limits = Limits(execution.get("timeout", Limits.timeout), strict)
-    return asyncio.run(Lanes(book.root, jobs, cache, limits, keep).run(lanes))
+    return asyncio.run(Workers(book.root, jobs, cache, limits, keep).run(lanes))
 
 
 def _named(book: Book, names: Sequence[str]) -> list[Chapter] | None:
@@ -89,7 +89,7 @@ def _job(
     The row of an earlier run tells what was seen then, so that a book in which nothing changed
     costs no import of the notebook tools.
     """
-    seen = digest(book.root, chapter.text) + chapter.text
+    seen = inputs_digest(book.root, chapter.text) + chapter.text
     inputs = hashlib.sha256(seen.encode()).hexdigest()[:32]
     budget = chapter.front.get("budget")
     old = rows.get(chapter.path)

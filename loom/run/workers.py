@@ -1,4 +1,4 @@
-"""Lanes execute chapters side by side until none is left, one fails, or someone stops them."""
+"""Workers execute chapters side by side until none is left, one fails, or someone stops them."""
 
 import asyncio
 import signal
@@ -19,7 +19,7 @@ from loom.run.timings import Row
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["Job", "Lanes"]
+__all__ = ["Job", "Workers"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
     expected: float
 
 
-class Lanes:
+class Workers:
     """One run over `jobs`, in their order; `keep` receives the row of each finished chapter."""
 
     def __init__(
@@ -43,9 +43,9 @@ class Lanes:
         self.progress = Progress(len(jobs), sum(len(job.chapter.cells) for job in jobs))
         self.begin = time.perf_counter()
 
-    async def run(self, lanes: int) -> int:
+    async def run(self, count: int) -> int:
         """Execute all; 0, or 1 after a failing cell, or 130 after Ctrl-C or SIGTERM."""
-        tasks = [asyncio.create_task(self._lane()) for _ in range(min(lanes, len(self.jobs)))]
+        tasks = [asyncio.create_task(self._work()) for _ in range(min(count, len(self.jobs)))]
         stopped = False
 
         def stop() -> None:
@@ -58,7 +58,7 @@ class Lanes:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        # Only the first failure counts: a lane that is stopped for it may end in another.
+        # Only the first failure counts: a worker that is stopped for it may end in another.
         failure = next(
             (e for t in tasks if t.done() and not t.cancelled() if (e := t.exception())), None
         )
@@ -78,7 +78,7 @@ class Lanes:
             raise failure
         return 0
 
-    async def _lane(self) -> None:
+    async def _work(self) -> None:
         for job in self.waiting:
             chapter, began = job.chapter, time.perf_counter()
             file = self.root / chapter.path

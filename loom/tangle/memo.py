@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TypeVar
 
-__all__ = ["once"]
+__all__ = ["memo"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def once(function: Callable[[T], R]) -> Callable[[T], R]:
+def memo(function: Callable[[T], R]) -> Callable[[T], R]:
     """Keep what a function of one object returns with that object, for as long as it lives."""
     name = f"_{function.__module__}.{function.__name__}"
 

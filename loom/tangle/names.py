@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from loom.errors import Problem
 from loom.read.book import Book
 from loom.read.chapter import Cell, Chapter
-from loom.tangle.memo import once
+from loom.tangle.memo import memo
 from loom.tangle.pieces import Piece, problem, table
 
 __all__ = ["Import", "Scope", "Uses", "scopes", "uses"]
@@ -70,7 +70,7 @@ class Scope:
         return name in self.defined or name in self.imported or name in self.local
 
 
-@once
+@memo
 def uses(piece: Piece) -> Uses:
     """Return the names that a piece uses and does not define within its own functions."""
     if piece.node is not None:
@@ -235,7 +235,7 @@ def _imported(
     return []
 
 
-@once
+@memo
 def _top_level(cell: Cell) -> tuple[list[tuple[ast.stmt, int]], set[str]]:
     """The statements of a cell with their chapter lines, and the names that they bind.
 

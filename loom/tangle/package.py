@@ -12,7 +12,7 @@ from loom.tangle.chapter_order import ranks
 from loom.tangle.definitions import Definition, definitions
 from loom.tangle.drafts import Draft, collect
 from loom.tangle.imports import cycles, layers, misplaced_imports, resolve
-from loom.tangle.memo import once
+from loom.tangle.memo import memo
 from loom.tangle.modules import Module, module, packages
 from loom.tangle.names import scopes
 from loom.tangle.pieces import Piece, problem
@@ -36,7 +36,7 @@ class Tangled:
         return tuple(sorted(found, key=lambda d: (order[d.chapter], d.line)))
 
 
-@once
+@memo
 def tangle(book: Book) -> Tangled:
     """Return the package and the book's tests, as the chapters now define them.
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from loom.errors import Problem, Problems
 from loom.lesson import FIRST_CELL
 from loom.read.chapter import Cell, Line
-from loom.tangle.memo import once
+from loom.tangle.memo import memo
 
 __all__ = ["Piece", "Statement", "assigned", "is_guard", "pieces", "problem", "statements", "table"]
 
@@ -61,7 +61,7 @@ def problem(cell: Cell, line: int, code: str, sentence: str) -> Problem:
     return Problem(cell.chapter.path, line, code, sentence)
 
 
-@once
+@memo
 def table(cell: Cell) -> symtable.SymbolTable:
     """What the names of a cell mean in it."""
     return symtable.symtable(cell.source, cell.chapter.path, "exec")
@@ -108,7 +108,7 @@ def statements(cell: Cell) -> list[Statement]:
     return found
 
 
-@once
+@memo
 def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
     """Return the new definitions of a cell, and the continuations (`@continues`) of earlier ones.
 

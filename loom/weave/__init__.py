@@ -77,7 +77,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", downloads.button, priority=900)
     app.connect("html-page-context", sidebar.level, priority=900)
     app.connect("build-finished", downloads.write)
-    app.connect("build-finished", leftovers.tidy)
+    app.connect("build-finished", leftovers.remove)
     # The theme includes "../components/search-field.html", which is looked up from here first.
     app.config.templates_path = [str(Path(__file__).parent / "html/components")]
     rerun.connect(app)

@@ -11,18 +11,18 @@ from loom.errors import Problems
 from loom.prove.theorems import Results
 from loom.read.book import Book, read
 from loom.tangle.package import Tangled, tangle
-from loom.weave.provenance import Map, chart
+from loom.weave.provenance import Notes, book_notes
 
-__all__ = ["Source", "load", "source"]
+__all__ = ["BookData", "book_data", "load"]
 
 
 @dataclass(frozen=True)
-class Source:
+class BookData:
     """The chapters, what they are tangled into, and the notes and results that follow."""
 
     book: Book
     tangled: Tangled
-    notes: Map
+    notes: Notes
     results: Results
 
 
@@ -34,10 +34,10 @@ def load(app: Sphinx) -> None:
         results = Results(book, tangled)
     except Problems as problems:
         raise ExtensionError(str(problems)) from None
-    notes = chart(book, tangled, results.marks)
-    app.loom_source = Source(book, tangled, notes, results)
+    notes = book_notes(book, tangled, results.marks)
+    app.loom_book = BookData(book, tangled, notes, results)
 
 
-def source(app: Sphinx) -> Source:
+def book_data(app: Sphinx) -> BookData:
     """The book of this build."""
-    return cast(Source, app.loom_source)
+    return cast(BookData, app.loom_book)

@@ -8,12 +8,12 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from loom.weave.book_data import source
+from loom.weave.book_data import book_data
 from loom.weave.folds import home
 from loom.weave.links import Links
 from loom.weave.nodes import Details, Provenance, Statement
 from loom.weave.page_facts import passed
-from loom.weave.provenance import Map, Standing, Test
+from loom.weave.provenance import Notes, Standing, Test
 
 __all__ = ["Annotate"]
 
@@ -25,15 +25,15 @@ class Annotate(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """Go through the statements and the equations of a page, or of the book."""
-        charted, results = source(self.app).notes, passed(self.env)
+        notes, ran = book_data(self.app).notes, passed(self.env)
         self.links = Links(self.app)
         for statement in list(self.document.findall(Statement)):
-            if standing := charted.standing(statement["label"], results):
+            if standing := notes.standing(statement["label"], ran):
                 statement += self.written(standing, "statement", statement["docname"])
         for equation in list(self.document.findall(nodes.math_block)):
             label = equation.get("label")
-            standing = charted.standing(label, results) if label else Standing()
-            if standing and not said_around(equation, standing, charted, results):
+            standing = notes.standing(label, ran) if label else Standing()
+            if standing and not said_around(equation, standing, notes, ran):
                 note = self.written(standing, "equation", home(self.env, equation))
                 equation.parent.insert(equation.parent.index(equation) + 1, note)
 
@@ -65,10 +65,10 @@ class Annotate(SphinxPostTransform):
 
 
 def said_around(
-    equation: nodes.Node, standing: Standing, charted: Map, results: dict[str, set[str]]
+    equation: nodes.Node, standing: Standing, notes: Notes, ran: dict[str, set[str]]
 ) -> bool:
     """Tell whether an equation stands in a statement whose own note says the same."""
     parent = equation.parent
     while parent is not None and not isinstance(parent, Statement):
         parent = parent.parent
-    return parent is not None and standing.within(charted.standing(parent["label"], results))
+    return parent is not None and standing.within(notes.standing(parent["label"], ran))

@@ -14,7 +14,7 @@ from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from loom.weave import docstrings, provenance
-from loom.weave.book_data import source
+from loom.weave.book_data import book_data
 from loom.weave.links import Links
 from loom.weave.nodes import Details, Fold, Provenance
 from loom.weave.page_facts import passed
@@ -34,8 +34,8 @@ class Folding(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """Go through the cells of a page, or of the book."""
-        self.notes = source(self.app).notes
-        self.results = passed(self.env)
+        self.notes = book_data(self.app).notes
+        self.ran = passed(self.env)
         self.links = Links(self.app)
         self.printing = self.app.builder.format == "latex"
         seen: dict[tuple[str, str], int] = {}
@@ -80,7 +80,7 @@ class Folding(SphinxPostTransform):
         if self.printing:
             self.count(cell, use, docname)
             return
-        ran = use.tests and set(use.tests) <= self.results.get(docname, set())
+        ran = use.tests and set(use.tests) <= self.ran.get(docname, set())
         details = Details(mark="", text=words(use, bool(ran)))
         if ran:
             details["mark"] = "✓" if use.kind == "verify" else "✗"

@@ -12,7 +12,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from loom.prove.theorems import Result, Results
 from loom.weave import reference
-from loom.weave.book_data import source
+from loom.weave.book_data import book_data
 from loom.weave.links import Links
 from loom.weave.map_drawing import Box, draw
 from loom.weave.nodes import Listing
@@ -63,12 +63,12 @@ class Fill(SphinxPostTransform):
     @property
     def results(self) -> Results:
         """The results of this build."""
-        loaded: Results = source(self.app).results
+        loaded: Results = book_data(self.app).results
         return loaded
 
     def map(self, home: str) -> list[nodes.Node]:
         """For each part a drawing, on the site, and the same as a table."""
-        chapters = source(self.app).book.chapters
+        chapters = book_data(self.app).book.chapters
         parts = {chapter.path: chapter.part for chapter in chapters}
         made: list[nodes.Node] = []
         if self.app.builder.format == "html":
@@ -114,7 +114,7 @@ class Fill(SphinxPostTransform):
             column = 0 if guest else chapters.index(r.label.chapter) + bool(guests)
             href = f"{uri}#{place.anchor}"
             title = r.label.title or ", ".join(d.name for d in r.implemented)
-            boxes.append(Box(r.label.name, place.text, title, href, column, r.marks, guest))
+            boxes.append(Box(r.label.name, place.text, title, href, column, r.standing, guest))
         uses = [(r.label.name, used) for r in own for used in r.uses]
         return (
             '<div class="map" data-map tabindex="0" role="region" '
@@ -134,7 +134,7 @@ class Fill(SphinxPostTransform):
         made = nodes.definition_list()
         for mark, words in LACKS.items():
             lacking: Note = listed(
-                [Label(r.label.name)] for r in results if not r.marks.get(mark, True)
+                [Label(r.label.name)] for r in results if not r.standing.get(mark, True)
             )
             body = nodes.paragraph("", "", *Links(self.app).written(lacking or ("None.",), home))
             made += nodes.definition_list_item(
@@ -144,9 +144,9 @@ class Fill(SphinxPostTransform):
 
     def identifiers(self, home: str) -> list[nodes.Node]:
         """Every public name of the package: where it is defined, and what uses it."""
-        loaded = source(self.app)
+        loaded = book_data(self.app)
         rows: list[list[Note]] = []
-        users = reference.users(self.results.code, loaded.tangled)
+        users = reference.users(self.results.call_graph, loaded.tangled)
         for d in sorted(reference.public(loaded.tangled), key=lambda d: d.name.lower()):
             chapter = self.env.titles[d.chapter.removesuffix(".md")]
             number = ".".join(map(str, chapter.get("secnumber") or ()))
@@ -164,7 +164,7 @@ class Fill(SphinxPostTransform):
 
     def package(self, home: str) -> list[nodes.Node]:
         """The reference of the package, a section for each module."""
-        return reference.package(source(self.app), Links(self.app), home)
+        return reference.package(book_data(self.app), Links(self.app), home)
 
     def cells(self, rows: Iterable[Iterable[Note]], home: str) -> list[list[list[nodes.Node]]]:
         links = Links(self.app)

@@ -18,16 +18,16 @@ from loom.tangle.package import Tangled
 __all__ = [
     "Code",
     "Label",
-    "Map",
     "Module",
     "Name",
     "Note",
+    "Notes",
     "Part",
     "Standing",
     "Test",
     "Use",
     "anchor",
-    "chart",
+    "book_notes",
     "counted",
 ]
 
@@ -130,7 +130,7 @@ class Standing:
 
 
 @dataclass
-class Map:
+class Notes:
     """Of a book: the uses of its cells by document and source, and what stands behind labels."""
 
     cells: dict[str, dict[str, list[Use]]] = field(default_factory=dict)
@@ -160,9 +160,9 @@ class Map:
         return found
 
 
-def chart(book: Book, tangled: Tangled, found: Iterable[Mark]) -> Map:
+def book_notes(book: Book, tangled: Tangled, found: Iterable[Mark]) -> Notes:
     """Work out the notes of a book, with the marks on its hand-written tests."""
-    result = Map()
+    result = Notes()
     by_cell: dict[tuple[str, int], list[Definition]] = defaultdict(list)
     for definition in tangled.definitions:
         by_cell[definition.chapter, definition.cell].append(definition)

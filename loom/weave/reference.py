@@ -15,11 +15,11 @@ from sphinx.application import Sphinx
 from sphinx.domains.python import ModuleEntry, ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
 
-from loom.prove.call_graph import Code as Graph
+from loom.prove.call_graph import CallGraph
 from loom.tangle.bound_names import defined
 from loom.tangle.definitions import Definition
 from loom.tangle.package import Tangled
-from loom.weave.book_data import Source, source
+from loom.weave.book_data import BookData, book_data
 from loom.weave.links import Links
 from loom.weave.provenance import Label, Module, Name, Note, anchor, listed
 
@@ -37,7 +37,7 @@ def public(tangled: Tangled) -> list[Definition]:
     ]
 
 
-def users(graph: Graph, tangled: Tangled) -> dict[str, list[Definition]]:
+def users(graph: CallGraph, tangled: Tangled) -> dict[str, list[Definition]]:
     """For each definition of the package, by its dotted name, those that use it directly."""
     found: dict[str, list[Definition]] = {}
     for d in tangled.definitions:
@@ -54,7 +54,7 @@ def register(app: Sphinx, env: BuildEnvironment) -> None:
     assert isinstance(domain, PythonDomain)
     domain.objects.clear()
     domain.modules.clear()
-    for d in public(source(app).tangled):
+    for d in public(book_data(app).tangled):
         docname = d.chapter.removesuffix(".md")
         module = d.path.removesuffix(".py").replace("/", ".")
         entry = ObjectEntry(docname, anchor(d.name), kind(d), aliased=False)
@@ -74,7 +74,7 @@ def kind(definition: Definition) -> str:
     return "class" if name[:1].isupper() else "function"
 
 
-def package(loaded: Source, links: Links, home: str) -> list[nodes.Node]:
+def package(loaded: BookData, links: Links, home: str) -> list[nodes.Node]:
     """For each module its sentence, then its definitions as they are called."""
     made: list[nodes.Node] = []
     for path, module in loaded.tangled.modules.items():

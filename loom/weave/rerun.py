@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loom.run import kernel
-from loom.run.inputs import digest, stamped
+from loom.run.inputs import inputs_digest, stamped
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -47,7 +47,7 @@ def _stamp(app: "Sphinx", docname: str, source: list[str]) -> None:
     root, text = Path(app.srcdir), source[0]
     source[0] = stamped(root, text)
     if source[0] != text:
-        _digests(app.env)[docname] = digest(root, text)
+        _digests(app.env)[docname] = inputs_digest(root, text)
 
 
 def _outdated(
@@ -57,7 +57,7 @@ def _outdated(
     return [
         name
         for name in known.keys() - removed - changed
-        if digest(root, Path(env.doc2path(name)).read_text("utf-8-sig")) != known[name]
+        if inputs_digest(root, Path(env.doc2path(name)).read_text("utf-8-sig")) != known[name]
     ]
 
 

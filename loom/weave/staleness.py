@@ -11,7 +11,7 @@ from collections import defaultdict
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-from loom.weave.book_data import source
+from loom.weave.book_data import book_data
 from loom.weave.numbers import locate
 from loom.weave.page_facts import EXERCISES, LISTED, passed, referred
 from loom.weave.provenance import Label
@@ -26,7 +26,7 @@ def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """
     if app.builder.format != "html":
         return []
-    loaded = source(app)
+    loaded = book_data(app)
     places = {name: locate(env, name) for name in labelled(env)}
     labels: dict[str, list[str]] = defaultdict(list)
     for name, place in places.items():

@@ -56,11 +56,11 @@ def test_dots_and_colours_are_those_of_the_results(pages, results):
         box = pages["results"].select_one(
             f"a[data-name='{result.label.name}']"
         )
-        for mark, has in result.marks.items():
+        for mark, has in result.standing.items():
             (dot,) = box.select(f"circle.{mark}")
             assert ("has" in dot["class"]) == has
-        assert len(box.select("circle")) == len(result.marks)
-        assert ("complete" in box["class"]) == all(result.marks.values())
+        assert len(box.select("circle")) == len(result.standing)
+        assert ("complete" in box["class"]) == all(result.standing.values())
 
 
 def test_nothing_is_missing(pages):

@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 from loom.read.chapter import Chapter
 from loom.run import timings
 from loom.run.cache import Cache
-from loom.weave.book_data import source
+from loom.weave.book_data import book_data
 from loom.weave.html import jupyter_markdown, jupyter_notebook
 
 __all__ = ["button", "write"]
@@ -22,7 +22,7 @@ def place(docname: str) -> str:
 
 def notebooks(app: Sphinx) -> list[Chapter]:
     """The chapters that have code; the page in front of the book is none, whatever it draws."""
-    return [c for c in source(app).book.chapters if c.cells and c.docname != app.config.root_doc]
+    return [c for c in book_data(app).book.chapters if c.cells and c.docname != app.config.root_doc]
 
 
 def button(

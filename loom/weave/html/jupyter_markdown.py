@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from loom.read.blocks import page
 
-__all__ = ["plain"]
+__all__ = ["jupyter_markdown"]
 
 KINDS = {
     "def": "Definition",
@@ -30,7 +30,7 @@ ROLE = re.compile(r"\{(?P<role>[\w:.+-]+)\}`(?P<body>[^`]+)`")
 TITLED = re.compile(r"(?P<text>.*?)\s*<(?P<target>[^<>]+)>$", re.DOTALL)
 
 
-def plain(text: str) -> str:
+def jupyter_markdown(text: str) -> str:
     """The text with directives, labels and roles written out."""
     return re.sub(r"\n{3,}", "\n\n", "\n".join(_blocks(text.split("\n")))).strip("\n")
 

@@ -10,7 +10,7 @@ import nbformat
 from loom.run.cache import Cache
 from loom.run.kernel.checks import find_tests
 from loom.run.notebook import executable
-from loom.weave.html.jupyter_markdown import plain
+from loom.weave.html.jupyter_markdown import jupyter_markdown
 
 __all__ = ["downloadable"]
 
@@ -43,7 +43,7 @@ def downloadable(chapter: Path, root: Path, cache: Cache | None = None) -> nbfor
     v4 = nbformat.v4
     glued = _glued(ran.cells) if ran else {}
     words = [
-        plain(GLUE.sub(lambda role: _value(role, glued), cell.source))
+        jupyter_markdown(GLUE.sub(lambda role: _value(role, glued), cell.source))
         if cell.cell_type == "markdown"
         else ""
         for cell in source.cells

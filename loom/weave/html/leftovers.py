@@ -4,21 +4,21 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-from loom.weave.book_data import source
+from loom.weave.book_data import book_data
 from loom.weave.html import downloads, module_pages
 
-__all__ = ["tidy"]
+__all__ = ["remove"]
 
 # Folders in which every file is a page, a notebook or a picture of the book.
 OURS = ("book", "code", "notebooks", "_images")
 
 
-def tidy(app: Sphinx, error: Exception | None) -> None:
+def remove(app: Sphinx, error: Exception | None) -> None:
     """Remove the pages, notebooks and pictures of chapters and modules that are gone."""
     if error is not None or app.builder.format != "html":
         return
     kept = {f"{docname}.html" for docname in app.env.found_docs}
-    kept |= {f"{module_pages.place(path)}.html" for path in source(app).tangled.modules}
+    kept |= {f"{module_pages.place(path)}.html" for path in book_data(app).tangled.modules}
     kept |= {downloads.place(chapter.docname) for chapter in downloads.notebooks(app)}
     for _, name in app.env.images.values():
         kept |= {f"_images/{name}", f"_images/{Path(name).stem}.dark.svg"}

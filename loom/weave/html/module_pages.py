@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.builders.html import StandaloneHTMLBuilder
 
 from loom.tangle.definitions import Definition
-from loom.weave.book_data import source
+from loom.weave.book_data import book_data
 from loom.weave.provenance import anchor
 from loom.weave.staleness import outdated
 
@@ -19,7 +19,7 @@ __all__ = ["pages", "place"]
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the pages that are new or changed as Sphinx wants them: name, context, template."""
-    tangled = source(app).tangled
+    tangled = book_data(app).tangled
     definitions: dict[str, list[Definition]] = defaultdict(list)
     for definition in tangled.definitions:
         definitions[definition.path].append(definition)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LINES", "Lines", "find", "mark", "separated"]
+__all__ = ["LINES", "Lines", "find_line", "line_mark", "without_marks"]
 
 LINES = "lines.json"
 # Sphinx begins a paragraph, a formula or code on the second line of what it writes.
@@ -21,7 +21,7 @@ AROUND = 80
 MARK = re.compile("\0([^\0]*)\0")
 
 
-def find(source: str, chapter: Sequence[str], near: int) -> int:
+def find_line(source: str, chapter: Sequence[str], near: int) -> int:
     """The line of a chapter on which a block's source begins.
 
     The number that the parser gives a block inside a directive or a cell is a few lines off.
@@ -32,12 +32,12 @@ def find(source: str, chapter: Sequence[str], near: int) -> int:
     return min(found, key=lambda number: abs(number - near), default=near)
 
 
-def mark(path: str, line: int, more: int) -> str:
+def line_mark(path: str, line: int, more: int) -> str:
     """A mark for a block that begins on a line of a chapter and has so many more lines."""
     return f"\0{path}:{line}:{more}\0"
 
 
-def separated(text: str) -> tuple[str, "Lines"]:
+def without_marks(text: str) -> tuple[str, "Lines"]:
     """The text without its marks, and where they stood."""
     parts = MARK.split(text)
     number, places = 1, []

@@ -15,7 +15,7 @@ from sphinx.util.math import wrap_displaymath
 from sphinx.writers.latex import LaTeXTranslator
 
 from loom.weave.docstrings import together
-from loom.weave.latex.lines import LINES, find, mark, separated
+from loom.weave.latex.lines import LINES, find_line, line_mark, without_marks
 from loom.weave.nodes import Answer, AnswerHead, Provenance, Statement, StatementTitle
 from loom.weave.statements import number
 
@@ -57,9 +57,9 @@ class BookTranslator(LaTeXTranslator):
         if isinstance(node, PLACED) and node.line and not isinstance(node.parent, nodes.entry):
             # A table and the like has no source of its own, but what stands in it has.
             source = next((n.rawsource for n in node.findall(Element) if n.rawsource), "")
-            first = find(source, self.chapter(self.docname), node.line)
+            first = find_line(source, self.chapter(self.docname), node.line)
             more = node.astext().strip().count("\n") if isinstance(node, KEPT) else 0
-            self.waiting = mark(f"{self.docname}.md", first, more)
+            self.waiting = line_mark(f"{self.docname}.md", first, more)
         body, at = self.body, len(self.body)
         try:
             super().dispatch_visit(node)
@@ -76,7 +76,7 @@ class BookTranslator(LaTeXTranslator):
 
     def astext(self) -> str:
         """The LaTeX; the places of its marks are kept in a file."""
-        text, lines = separated(super().astext())
+        text, lines = without_marks(super().astext())
         lines.save(Path(self.builder.outdir, LINES))
         return text
 

@@ -3,17 +3,17 @@
 import pytest
 
 from loom.publish.build import pdf
-from loom.publish.last_build import State, inputs
+from loom.publish.last_build import State, sources_digest
 from loom.publish.pdf import failure, faults, missing
-from loom.weave.latex.lines import Lines, find, mark, separated
+from loom.weave.latex.lines import Lines, find_line, line_mark, without_marks
 from loom.weave.macros import latex
 
-SOURCE, LINES = separated(
+SOURCE, LINES = without_marks(
     "The preamble\n"
-    + mark("book/a/b.md", 7, 2)
+    + line_mark("book/a/b.md", 7, 2)
     + "\n\\sphinxAtStartPar\na line with ℓ\n"
     + "a very long line\n"
-    + mark("book/a/c.md", 3, 0)
+    + line_mark("book/a/c.md", 3, 0)
     + "\\label{\\detokenize{book/a/c:thm-x}} and ℓ\nmore\nmore\n"
 )
 SOURCE = SOURCE.split("\n")
@@ -77,10 +77,10 @@ def test_marks_leave_no_trace_and_their_places_are_kept(tmp_path):
 
 def test_a_block_is_found_near_the_line_that_the_parser_names():
     chapter = ["Words.", "", "Other words,", "more.", "", "Words."]
-    assert find("Other words,\nmore.", chapter, 1) == 3
-    assert find("\nWords.", chapter, 5) == 6
-    assert find("Words.", chapter, 2) == 1
-    assert find("None.", chapter, 2) == find("", chapter, 2) == 2
+    assert find_line("Other words,\nmore.", chapter, 1) == 3
+    assert find_line("\nWords.", chapter, 5) == 6
+    assert find_line("Words.", chapter, 2) == 1
+    assert find_line("None.", chapter, 2) == find_line("", chapter, 2) == 2
 
 
 WIDE = "a" * 120
@@ -128,8 +128,8 @@ def test_any_change_of_an_input_is_noticed(tmp_path):
     chapter.parent.mkdir(parents=True)
     chapter.write_text("one")
     state = State(tmp_path, "html")
-    assert not state.matches(inputs(tmp_path))
-    state.keep(inputs(tmp_path))
-    assert state.matches(inputs(tmp_path))
+    assert not state.matches(sources_digest(tmp_path))
+    state.keep(sources_digest(tmp_path))
+    assert state.matches(sources_digest(tmp_path))
     chapter.write_text("two")
-    assert not state.matches(inputs(tmp_path))
+    assert not state.matches(sources_digest(tmp_path))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from loom.run.inputs import digest, modules, stamped
+from loom.run.inputs import inputs_digest, modules, stamped
 
 FRONTS = {
     "flow": "kernelspec: {name: python3, display_name: Python 3}\n",
@@ -105,12 +105,12 @@ def test_every_fence_of_a_cell_counts(root, fence):
 
 def test_what_changes_the_digest(root, monkeypatch):
     text = cell("from tangled.part import a")
-    before = digest(root, text)
+    before = inputs_digest(root, text)
 
     def after(name, addition):
         old = (root / name).read_bytes()
         (root / name).write_bytes(old + addition)
-        new = digest(root, text)
+        new = inputs_digest(root, text)
         (root / name).write_bytes(old)
         return new
 
@@ -118,21 +118,21 @@ def test_what_changes_the_digest(root, monkeypatch):
     assert after("tangled/other/c.py", b"x = 1\n") != before
     assert after("tangled/part/__init__.py", b"x = 1\n") != before
     assert after("constraints.txt", b"numpy==2.4.6\n") != before
-    assert digest(root, text.replace("A chapter", "Another")) == before
+    assert inputs_digest(root, text.replace("A chapter", "Another")) == before
     profile = root / "profile.py"
     profile.write_text("")
     monkeypatch.setattr("loom.run.kernel.files", lambda: (profile,))
-    changed = digest(root, text)
+    changed = inputs_digest(root, text)
     assert changed != before
     profile.write_text("c = 1\n")
-    assert digest(root, text) != changed
+    assert inputs_digest(root, text) != changed
     profile.write_text("")
-    assert digest(root, text) == changed
+    assert inputs_digest(root, text) == changed
     newer = SimpleNamespace(major=3, minor=99)
     monkeypatch.setattr(
         "loom.run.inputs.sys", SimpleNamespace(version_info=newer)
     )
-    assert digest(root, text) != changed
+    assert inputs_digest(root, text) != changed
 
 
 @pytest.mark.parametrize("front", FRONTS)
@@ -142,7 +142,7 @@ def test_the_stamp_keeps_every_line(root, front):
     assert len(new.splitlines()) == len(text.splitlines())
     assert new.partition("\n# ")[2] == text.partition("\n# ")[2]
     old = yaml.safe_load(text.split("---\n")[1])
-    spec = {**old["kernelspec"], "digest": digest(root, text)}
+    spec = {**old["kernelspec"], "digest": inputs_digest(root, text)}
     assert yaml.safe_load(new.split("---\n")[1]) == {
         **old,
         "kernelspec": spec,

@@ -9,9 +9,9 @@ import pytest
 from nbclient import NotebookClient
 
 from loom.run.cache import Cache
-from loom.run.inputs import digest
+from loom.run.inputs import inputs_digest
 from loom.run.notebook import executable
-from loom.weave.html.jupyter_markdown import plain
+from loom.weave.html.jupyter_markdown import jupyter_markdown
 from loom.weave.html.jupyter_notebook import downloadable
 
 CHAPTER = r"""
@@ -57,7 +57,7 @@ def test_the_executed_notebook_carries_its_digest(small_book, chapter):
     notebook = executable(chapter, small_book.root)
     text = chapter.read_text()
     spec = notebook.metadata.kernelspec
-    assert spec.digest == digest(small_book.root, text)
+    assert spec.digest == inputs_digest(small_book.root, text)
     assert spec.name == "python3"
     sources = [c.source for c in notebook.cells if c.cell_type == "code"]
     assert sources[0] == "x = 1"
@@ -112,9 +112,11 @@ def test_the_download_carries_what_the_run_showed(small_book):
 
 def test_no_fence_hides_what_follows_it():
     text = "````{prf:theorem} One\n:label: thm-one\n\nTrue.\n`````\n\n{eq}`eq-one`"
-    assert plain(text) == "**Theorem (one). One.**\n\nTrue.\n\n(one)"
+    assert (
+        jupyter_markdown(text) == "**Theorem (one). One.**\n\nTrue.\n\n(one)"
+    )
     code = "~~~python\nx = '{eq}`eq-one`'\n~~~"
-    assert plain(code) == code
+    assert jupyter_markdown(code) == code
 
 
 def test_macros_are_defined_first(small_book, chapter):
@@ -170,4 +172,4 @@ def test_macros_are_defined_first(small_book, chapter):
     ],
 )
 def test_myst_becomes_plain_markdown(myst, markdown):
-    assert plain(myst) == markdown
+    assert jupyter_markdown(myst) == markdown

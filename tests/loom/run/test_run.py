@@ -10,7 +10,7 @@ import pytest
 
 from loom.__main__ import command, main
 from loom.run.cache import Cache, heal
-from loom.run.inputs import digest
+from loom.run.inputs import inputs_digest
 from loom.run.notebook import executable
 
 WAIT = "import time, pathlib\npathlib.Path('{0}').touch()\ntime.sleep({1})"
@@ -102,7 +102,7 @@ def test_a_byte_order_mark_and_tildes_hide_no_change(small_book):
     assert "book/a.md: 1 cells in" in small_book.run()[1]
     assert small_book.run()[1] == "1 of 1 chapters unchanged\n"
     notebook = executable(chapter, small_book.root)
-    assert notebook.metadata.kernelspec.digest == digest(
+    assert notebook.metadata.kernelspec.digest == inputs_digest(
         small_book.root, text
     )
 
