@@ -1,4 +1,4 @@
-"""The cases of `cases/*.txt`: chapters in, modules or problems out.
+"""The cases of `*/cases/*.txt`, a file for each subject: chapters in, modules or problems out.
 
 A case begins with `##### title`. Then come files, each under `=== path`: those under `book/` are
 chapters (front matter is added where a chapter has none, so the first line of its text is line 6),
@@ -16,13 +16,13 @@ import pytest
 
 from loom.__main__ import main
 
-CASES = Path(__file__).parent / "cases"
-SETTINGS = Path(__file__).parents[3] / "pyproject.toml"
+HERE = Path(__file__).parent
+SETTINGS = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def cases() -> list:
     found = []
-    for path in sorted(CASES.glob("*.txt")):
+    for path in sorted(HERE.glob("*/cases/*.txt")):
         for case in re.split(r"^##### ", path.read_text(), flags=re.M)[1:]:
             title, _, body = case.partition("\n")
             parts = re.split(r"^=== (.+)\n", body, flags=re.M)[1:]
