@@ -41,8 +41,8 @@ class Places:
         # A module that differs from its chapters would be given wrong lines.
         if module is None or file.read_bytes() != module.text.encode():
             return None
-        placed = module.lines[line - 1]
-        return f"{placed.chapter}:{placed.number} ({path}:{line})" if placed.number else None
+        source = module.lines[line - 1]
+        return f"{source.path}:{source.number} ({path}:{line})" if source.number else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -35,7 +35,7 @@ def read_cell(chapter: Chapter, index: int, block: Block, lines: list[str]) -> C
     if block.before or block.inside:
         raise refuse(block.line, "B06", NESTED)
     above, code = halves(lines, block)
-    body = tuple(Line(lines[number - 1], number) for number in code)
+    body = tuple(Line(lines[number - 1], chapter.path, number) for number in code)
     if not block.closed or any(line.text.startswith(f"{block.mark}{{") for line in body):
         raise refuse(block.line, "B07", OPEN)
     options: dict[str, Any] = {}

@@ -13,10 +13,15 @@ ROLES = ("tangle", "verifies", "refutes")
 
 @dataclass(frozen=True)
 class Line:
-    """A line of text and the line of the chapter it came from (0: written by loom)."""
+    """A line of text, and the file and the line in which a person finds it (0: loom wrote it).
+
+    Where loom moved the end of a line, such as closing quotes, `rest` is what stands there.
+    """
 
     text: str
+    path: str = ""
     number: int = 0
+    rest: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from itertools import zip_longest
 
 from loom.errors import Problem, Problems
 from loom.read.book import Book
-from loom.read.chapter import Cell, Chapter
-from loom.sync.merge3 import Sited, matching
+from loom.read.chapter import Cell, Chapter, Line
+from loom.sync.merge3 import matching
 from loom.sync.segments import Segment, cut
 from loom.tangle.modules import Module
-from loom.tangle.render import Placed
 
 __all__ = ["Edits", "Made", "Wanted", "carry", "made"]
 
@@ -29,23 +28,23 @@ class Edits:
     """Changes of chapters; each belongs to a line, by the chapter's path and the line's number."""
 
     removed: set[Place] = field(default_factory=set)
-    changed: dict[Place, Sited] = field(default_factory=dict)
-    before: dict[Place, list[Sited]] = field(default_factory=lambda: defaultdict(list))
-    after: dict[Place, list[Sited]] = field(default_factory=lambda: defaultdict(list))
+    changed: dict[Place, Line] = field(default_factory=dict)
+    before: dict[Place, list[Line]] = field(default_factory=lambda: defaultdict(list))
+    after: dict[Place, list[Line]] = field(default_factory=lambda: defaultdict(list))
 
     def chapters(self) -> set[str]:
         """The paths of the chapters that change."""
         return {path for path, _ in (*self.removed, *self.changed, *self.before, *self.after)}
 
-    def apply(self, chapter: Chapter) -> list[Sited]:
+    def apply(self, chapter: Chapter) -> list[Line]:
         """The lines of a chapter after the change."""
         gone = {place for cell in chapter.cells for place in self._emptied(chapter, cell)}
-        out: list[Sited] = []
+        out: list[Line] = []
         for number, text in enumerate(chapter.text.split("\n"), 1):
             place = (chapter.path, number)
             out += self.before.get(place, ())
             if place not in self.removed and place not in gone:
-                out.append(self.changed.get(place, Sited(text, *place)))
+                out.append(self.changed.get(place, Line(text, *place)))
             out += self.after.get(place, ())
         return out
 
@@ -83,10 +82,10 @@ class Wanted:
     """A definition as a module shall have it; a new one may get lines of loom's as well."""
 
     name: str
-    lines: tuple[Sited, ...]
+    lines: tuple[Line, ...]
     new: bool
 
-    def lost(self, made: Made) -> Sited | None:
+    def lost(self, made: Made) -> Line | None:
         """The first line that is not made as it is wanted, if there is one."""
         theirs = made.carried if self.new else made.lines
         pairs = enumerate(zip_longest([line.text for line in self.lines], theirs))
@@ -94,18 +93,17 @@ class Wanted:
         return None if bad is None else self.lines[min(bad, len(self.lines) - 1)]
 
 
-def made(book: Book, module: Module) -> list[Made]:
+def made(module: Module) -> list[Made]:
     """The definitions of a module."""
-    texts = _Texts(book)
     found: list[Made] = []
-    for segment in cut([placed.text for placed in module.lines])[1]:
+    for segment in cut([line.text for line in module.lines])[1]:
         lines = module.lines[segment.first : segment.end]
-        carried = [texts[placed] for placed in lines if placed.number]
-        found.append(Made(segment.name, [placed.text for placed in lines], carried))
+        carried = [line.text + line.rest for line in lines if line.number]
+        found.append(Made(segment.name, [line.text for line in lines], carried))
     return found
 
 
-def carry(book: Book, module: Module, wanted: Sequence[Sited], edits: Edits) -> list[Wanted]:
+def carry(book: Book, module: Module, wanted: Sequence[Line], edits: Edits) -> list[Wanted]:
     """Add to `edits` what makes a module's definitions the wanted ones; return these.
 
     Raises:
@@ -115,33 +113,23 @@ def carry(book: Book, module: Module, wanted: Sequence[Sited], edits: Edits) -> 
     return _Carrier(book, module, wanted, edits).carry()
 
 
-class _Texts:
-    """The text of the chapter line that a line of a module came from."""
-
-    def __init__(self, book: Book) -> None:
-        self.lines = {chapter.path: chapter.text.split("\n") for chapter in book.chapters}
-
-    def __getitem__(self, placed: Placed) -> str:
-        return self.lines[placed.chapter][placed.number - 1]
-
-
-def _place(placed: Placed) -> Place:
-    return placed.chapter, placed.number
+def _place(line: Line) -> Place:
+    return line.path, line.number
 
 
 class _Carrier:
     """One module: its lines now, with their places, and its wanted lines."""
 
-    def __init__(self, book: Book, module: Module, wanted: Sequence[Sited], edits: Edits) -> None:
+    def __init__(self, book: Book, module: Module, wanted: Sequence[Line], edits: Edits) -> None:
         self.module, self.wanted, self.edits = module, wanted, edits
-        self.texts = _Texts(book)
+        self.chapters = {chapter.path: chapter.text.split("\n") for chapter in book.chapters}
         self.cells = {
             (cell.chapter.path, line.number): cell
             for cell in book.cells()
             if cell.module == module.path
             for line in cell.lines
         }
-        self.old = cut([placed.text for placed in module.lines])[1]
+        self.old = cut([line.text for line in module.lines])[1]
         self.new = cut([line.text for line in wanted])[1]
 
     def carry(self) -> list[Wanted]:
@@ -163,19 +151,19 @@ class _Carrier:
             definitions.append(Wanted(segment.name, tuple(lines), j not in pairs))
         return definitions
 
-    def _named(self, segments: list[Segment], lines: Sequence[Placed | Sited]) -> Named:
+    def _named(self, segments: list[Segment], lines: Sequence[Line]) -> Named:
         return [(s.name, [line.text for line in lines[s.first : s.end]]) for s in segments]
 
-    def _now(self, segment: Segment) -> list[Placed]:
+    def _now(self, segment: Segment) -> list[Line]:
         return list(self.module.lines[segment.first : segment.end])
 
-    def _delete(self, lines: list[Placed]) -> None:
+    def _delete(self, lines: list[Line]) -> None:
         """Remove a definition, and the blank lines that stood between it and the next."""
         by_cell: dict[tuple[str, int], list[int]] = defaultdict(list)
-        for placed in lines:
-            if placed.number:
-                cell = self.cells[_place(placed)]
-                by_cell[placed.chapter, cell.index].append(placed.number)
+        for line in lines:
+            if line.number:
+                cell = self.cells[_place(line)]
+                by_cell[line.path, cell.index].append(line.number)
         for (path, _), numbers in by_cell.items():
             first, last = min(numbers), max(numbers)
             if not self._code(path, first - 1):
@@ -188,14 +176,14 @@ class _Carrier:
 
     def _blank(self, path: str, number: int) -> bool:
         """Tell whether a line is a blank one inside a cell's code."""
-        return (path, number) in self.cells and not self.texts.lines[path][number - 1].strip()
+        return (path, number) in self.cells and not self.chapters[path][number - 1].strip()
 
     def _code(self, path: str, number: int) -> bool:
-        return (path, number) in self.cells and bool(self.texts.lines[path][number - 1].strip())
+        return (path, number) in self.cells and bool(self.chapters[path][number - 1].strip())
 
-    def _change(self, old: list[Placed], new: list[Sited]) -> None:
+    def _change(self, old: list[Line], new: list[Line]) -> None:
         """Change the lines of a definition."""
-        opcodes = matching([placed.text for placed in old], [line.text for line in new])
+        opcodes = matching([line.text for line in old], [line.text for line in new])
         kept = {
             j: old[j - j1 + i1]
             for tag, i1, _, j1, j2 in opcodes
@@ -211,31 +199,28 @@ class _Carrier:
             inserted = [shown[j] for j in range(j1, j2) if j in shown]
             if tag == "equal":
                 for j in range(j1, j2):
-                    if j in shown and shown[j].text != self.texts[kept[j]]:
+                    if j in shown and shown[j].text != kept[j].text + kept[j].rest:
                         self.edits.changed[_place(kept[j])] = shown[j]
             else:
                 self._replace(old, i1, i2, inserted)
 
-    def _tail(self, old: list[Placed], below: Placed | None) -> str:
+    def _tail(self, old: list[Line], below: Line | None) -> str:
         """What loom took from the end of the chapter line above `below`: closing quotes."""
         if below is None or below.number:
             return ""
-        at = next(i for i, placed in enumerate(old) if placed is below)
-        rewritten = old[at - 1]
-        if not at or not rewritten.number:
-            return ""
-        return self.texts[rewritten][len(rewritten.text) :]
+        at = next(i for i, line in enumerate(old) if line is below)
+        return old[at - 1].rest if at else ""
 
-    def _replace(self, old: list[Placed], first: int, end: int, new: list[Sited]) -> None:
+    def _replace(self, old: list[Line], first: int, end: int, new: list[Line]) -> None:
         """Put lines at the place of others, or between them."""
-        gone = [placed for placed in old[first:end] if placed.number]
+        gone = [line for line in old[first:end] if line.number]
         self.edits.removed |= set(map(_place, gone))
         if not new:
             return
         if gone:
-            cells = {id(self.cells[_place(placed)]) for placed in gone}
+            cells = {id(self.cells[_place(line)]) for line in gone}
             if len(cells) > 1:
-                places = " and ".join(f"{p.chapter}:{p.number}" for p in (gone[0], gone[-1]))
+                places = " and ".join(f"{p.path}:{p.number}" for p in (gone[0], gone[-1]))
                 raise _refused(new[0], "S03", f"this edit spans two cells, {places}: edit each")
             self.edits.before[_place(gone[0])] += new
         elif first and old[first - 1].number:
@@ -246,7 +231,7 @@ class _Carrier:
             raise _refused(new[0], "S02", "this stands among lines that loom writes")
 
     def _add(
-        self, index: int, lines: list[Sited], above: Segment | None, below: Segment | None
+        self, index: int, lines: list[Line], above: Segment | None, below: Segment | None
     ) -> None:
         """Put a new definition into a cell of its own, or into that of its neighbour."""
         up = self._numbered(above)
@@ -275,7 +260,7 @@ class _Carrier:
         else:
             self.edits.before[_place(down[0])] += [*lines, *_blanks(lines, self._gap(index + 1))]
 
-    def _numbered(self, segment: Segment | None) -> list[Placed]:
+    def _numbered(self, segment: Segment | None) -> list[Line]:
         return [p for p in self._now(segment) if p.number] if segment else []
 
     def _gap(self, index: int) -> int:
@@ -284,11 +269,11 @@ class _Carrier:
             return 2
         return self.new[index].first - self.new[index - 1].end
 
-    def _cell(self, neighbour: Cell, lines: list[Sited]) -> list[Sited]:
+    def _cell(self, neighbour: Cell, lines: list[Line]) -> list[Line]:
         """A cell with these lines, with the options that make it go where its neighbour goes."""
         role = next(role for role in ("tangle", "verifies", "refutes") if role in neighbour.options)
         value = str(neighbour.options[role] or "")
-        fence = self.texts.lines[neighbour.chapter.path][neighbour.line - 1].rstrip()
+        fence = self.chapters[neighbour.chapter.path][neighbour.line - 1].rstrip()
         close = fence[: len(fence) - len(fence.lstrip("`~"))]
         option = f":{role}: {value}".rstrip()
         first = lines[0]
@@ -299,11 +284,11 @@ class _Carrier:
         ]
 
 
-def _blanks(lines: list[Sited], count: int) -> list[Sited]:
+def _blanks(lines: list[Line], count: int) -> list[Line]:
     return [replace(lines[0], text="")] * count
 
 
-def _refused(line: Sited, code: str, sentence: str) -> Problems:
+def _refused(line: Line, code: str, sentence: str) -> Problems:
     return Problems([Problem(line.path, line.number, code, sentence)])
 
 

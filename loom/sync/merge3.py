@@ -4,16 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-__all__ = ["Overlap", "Sited", "matching", "merge"]
+from loom.read.chapter import Line
 
-
-@dataclass(frozen=True)
-class Sited:
-    """A line of text, and the file and the line in which a person finds it."""
-
-    text: str
-    path: str
-    number: int
+__all__ = ["Overlap", "matching", "merge"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +15,8 @@ class Hunk:
 
     first: int
     end: int
-    lines: tuple[Sited, ...]
-    site: Sited
+    lines: tuple[Line, ...]
+    site: Line
 
     def touches(self, other: "Hunk") -> bool:
         """Tell whether no line that both sides left alone stands between two changes."""
@@ -38,7 +31,7 @@ class Hunk:
 class Overlap(Exception):
     """Both sides changed the same lines, each in its own way."""
 
-    def __init__(self, ours: Sited, theirs: Sited) -> None:
+    def __init__(self, ours: Line, theirs: Line) -> None:
         self.ours, self.theirs = ours, theirs
         super().__init__(f"{ours.path}:{ours.number} and {theirs.path}:{theirs.number}")
 
@@ -48,8 +41,8 @@ def matching(old: Sequence[str], new: Sequence[str]) -> Sequence[tuple[str, int,
     return SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
 
 
-def merge(base: Sequence[str], ours: Sequence[Sited], theirs: Sequence[Sited]) -> list[Sited]:
-    """Return the text with the changes of both sides; unchanged lines are sited as in `theirs`.
+def merge(base: Sequence[str], ours: Sequence[Line], theirs: Sequence[Line]) -> list[Line]:
+    """Return the text with the changes of both sides; unchanged lines are those of `theirs`.
 
     Raises:
         Overlap: if changes touch each other and are not the same.
@@ -66,7 +59,7 @@ def merge(base: Sequence[str], ours: Sequence[Sited], theirs: Sequence[Sited]) -
         for i in range(i1, i2)
     }
     new = [hunk for hunk in mine if not any(hunk.agrees(other) for other in yours)]
-    merged: list[Sited] = []
+    merged: list[Line] = []
     at = 0
     for hunk in sorted([*new, *yours], key=lambda hunk: hunk.first):
         merged += [kept[i] for i in range(at, hunk.first)]
@@ -75,7 +68,7 @@ def merge(base: Sequence[str], ours: Sequence[Sited], theirs: Sequence[Sited]) -
     return [*merged, *(kept[i] for i in range(at, len(base)))]
 
 
-def _hunks(base: Sequence[str], side: Sequence[Sited]) -> list[Hunk]:
+def _hunks(base: Sequence[str], side: Sequence[Line]) -> list[Hunk]:
     return [
         Hunk(i1, i2, tuple(side[j1:j2]), side[min(j1, len(side) - 1)])
         for tag, i1, i2, j1, j2 in matching(base, [line.text for line in side])

@@ -13,8 +13,9 @@ from itertools import zip_longest
 
 from loom.errors import Problem, Problems
 from loom.read.book import Book, revised
+from loom.read.chapter import Line
 from loom.sync.edits import Edits, Wanted, carry, made
-from loom.sync.merge3 import Overlap, Sited, merge
+from loom.sync.merge3 import Overlap, merge
 from loom.sync.segments import cut
 from loom.tangle.files import owned, write
 from loom.tangle.last_written import UNKNOWN, base, edited, settle
@@ -85,7 +86,7 @@ class Edit:
         """The edited text."""
         return _lines(self.path, self.disk)
 
-    def wanted(self) -> list[Sited]:
+    def wanted(self) -> list[Line]:
         """What the module shall be: as edited, and what changed in the chapters since.
 
         Only definitions are merged, since loom writes again what stands above them.
@@ -94,8 +95,8 @@ class Edit:
             Problems: if the edit and the chapters changed the same lines.
             SyntaxError: if the edited text is not Python.
         """
-        before, ours = _lines(self.path, self.base), _sited(self.now)
-        theirs = [Sited(text, self.path, at) for at, text in enumerate(self.lines, 1)]
+        before, ours = _lines(self.path, self.base), _found_at(self.now)
+        theirs = [Line(text, self.path, at) for at, text in enumerate(self.lines, 1)]
         if self.base == self.now.text.encode():
             return theirs
         top = cut([line.text for line in ours])[0]
@@ -123,15 +124,15 @@ class Edit:
                 yield Problem(self.path, 1, "S02", sentence)
 
 
-def _sited(module: Module) -> list[Sited]:
+def _found_at(module: Module) -> list[Line]:
     """The lines of a module at their places in the chapters, loom's own at that above."""
     path, number = module.path, 1
-    sited: list[Sited] = []
+    lines: list[Line] = []
     for line in module.lines:
         if line.number:
-            path, number = line.chapter, line.number
-        sited.append(Sited(line.text, path, number))
-    return sited
+            path, number = line.path, line.number
+        lines.append(Line(line.text, path, number))
+    return lines
 
 
 def _edited(book: Book, tangled: Tangled) -> list[Edit]:
@@ -171,7 +172,7 @@ def _lines(path: str, data: bytes) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def _where(book: Book, problem: Problem, lines: Mapping[str, list[Sited]]) -> Problem:
+def _where(book: Book, problem: Problem, lines: Mapping[str, list[Line]]) -> Problem:
     """A problem of the chapters as they would be, told where a person finds the line now."""
     if problem.path not in lines:
         return problem
@@ -204,9 +205,9 @@ def _lost(
                 sentence = "an edit of another module would change this one: make it in the chapter"
                 yield Problem(path, 1, "S05", sentence)
             continue
-        definitions = made(book, after) if after else []
+        definitions = made(after) if after else []
         for one, other in zip_longest(wanted[path], definitions):
-            site = one.lost(other) if one and other else _sited(module)[-1]
+            site = one.lost(other) if one and other else _found_at(module)[-1]
             if site:
                 sentence = "the chapter would not make this so: loom wrote it, or it moved"
                 yield Problem(site.path, site.number, "S02", sentence)

@@ -32,7 +32,7 @@ def where(book: Book, tangled: Tangled, path: str, line: int) -> list[tuple[str,
         Problems: with one sentence, if there is none.
     """
     if path in tangled.modules:
-        lines = [(x.chapter, x.number) for x in tangled.modules[path].lines]
+        lines = [(x.path, x.number) for x in tangled.modules[path].lines]
         found, why = lines[line - 1 : line] if line else [], "loom wrote this line"
         found = [place for place in found if place[1]]
     elif path in {chapter.path for chapter in book.chapters}:
@@ -56,7 +56,7 @@ def _known(book: Book, path: str) -> str:
 def _made(tangled: Tangled, chapter: str, number: int) -> Iterator[tuple[str, int]]:
     for path, module in tangled.modules.items():
         for at, line in enumerate(module.lines, 1):
-            if (line.chapter, line.number) == (chapter, number):
+            if (line.path, line.number) == (chapter, number):
                 yield path, at
 
 

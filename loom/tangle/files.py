@@ -209,12 +209,12 @@ def _hand_made(root: Path, tangled: Tangled, path: str, disk: bytes) -> Problem:
 
 def _first_difference(module: Module, disk: bytes) -> tuple[int, str]:
     """The first line on which a file differs from its module, and the chapter line it came from."""
-    ours = [placed.text for placed in module.lines]
+    ours = [own.text for own in module.lines]
     theirs = disk.decode(errors="replace").split("\n")
     pairs = enumerate(zip(ours, theirs, strict=False), 1)
     line = next((n for n, (a, b) in pairs if a != b), min(len(ours), len(theirs)) + 1)
-    near = [placed for placed in module.lines[:line] if placed.chapter]
-    place = f"{near[-1].chapter}:{near[-1].number}" if near else "its chapter"
+    near = [own for own in module.lines[:line] if own.number]
+    place = f"{near[-1].path}:{near[-1].number}" if near else "its chapter"
     return line, place
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from loom.read.book import Book
+from loom.read.chapter import Line
 from loom.tangle.drafts import Draft
-from loom.tangle.render import WIDTH, Placed, render
+from loom.tangle.render import WIDTH, render
 
 __all__ = ["Module", "module", "packages"]
 
@@ -30,7 +31,7 @@ class Module:
     """A tangled file: its lines, each with the chapter line that it is."""
 
     path: str
-    lines: tuple[Placed, ...]
+    lines: tuple[Line, ...]
 
     @property
     def text(self) -> str:
@@ -41,8 +42,8 @@ class Module:
 def module(draft: Draft) -> Module:
     """The module that a draft has become."""
     public = draft.path.startswith("tangled/")
-    placed = render(_docstring(draft), draft.imports, draft.pieces, public)
-    return Module(draft.path, tuple(placed))
+    lines = render(_docstring(draft), draft.imports, draft.pieces, public)
+    return Module(draft.path, tuple(lines))
 
 
 def _docstring(draft: Draft) -> str:
@@ -86,7 +87,7 @@ def packages(book: Book, drafts: dict[str, Draft]) -> dict[str, Module]:
         made["tangled/__init__.py"] = head + _version(book.root)
         made["tangled/py.typed"] = ""
     return {
-        path: Module(path, tuple(Placed(line) for line in text.splitlines()))
+        path: Module(path, tuple(Line(line) for line in text.splitlines()))
         for path, text in made.items()
     }
 

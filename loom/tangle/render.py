@@ -5,45 +5,33 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from loom.read.chapter import Line
 from loom.tangle.names import Import
 from loom.tangle.pieces import Piece
 
-__all__ = ["WIDTH", "Placed", "render"]
+__all__ = ["WIDTH", "render"]
 
 # As the line length of the formatter, so that what loom writes needs no formatting.
 WIDTH = 78
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A line of a module with the chapter and the line that it came from, if it came from one."""
-
-    text: str
-    chapter: str = ""
-    number: int = 0
-
-
 def render(
     docstring: str, imports: Iterable[Import], pieces: Sequence[Piece], public: bool
-) -> list[Placed]:
+) -> list[Line]:
     """Return the lines of a module. `public` asks for an `__all__`."""
-    out = [Placed(line) for line in docstring.split("\n")]
+    out = [Line(line) for line in docstring.split("\n")]
     if statements := _import_lines(imports):
-        out += [Placed(""), *map(Placed, statements)]
+        out += [Line(""), *map(Line, statements)]
     names = [n for p in pieces for n in p.names if not n.startswith("_")]
     if public and names:
         entries = [f'"{name}"' for name in sorted(names, key=_by_type)]
-        out += [Placed(""), *map(Placed, _wrapped("__all__ = [", entries, "]"))]
+        out += [Line(""), *map(Line, _wrapped("__all__ = [", entries, "]"))]
     previous: Piece | None = None
     for piece in sorted(pieces, key=lambda p: p.kind == "guard"):
-        out += [Placed("")] * _gap(previous, piece)
-        out += [
-            Placed(line.text, piece.cell.chapter.path * bool(line.number), line.number)
-            for line in cited(piece)
-        ]
+        out += [Line("")] * _gap(previous, piece)
+        out += cited(piece)
         previous = piece
     return out
 
@@ -178,6 +166,6 @@ def _with_sentence(lines: list[Line], docstring: ast.Expr, sentence: str) -> lis
     ]
     before = text[:-3].rstrip()
     if before:
-        kept = Line(before, lines[at].number)
+        kept = replace(lines[at], text=before, rest=lines[at].text[len(before) :])
         return [*lines[:at], kept, Line(""), *added, Line(indent + quotes), *lines[at + 1 :]]
     return [*lines[:at], Line(""), *added, *lines[at:]]
