@@ -6,6 +6,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
@@ -13,7 +14,7 @@ from sphinx.util.nodes import make_refnode
 from loom.weave.nodes import Answer, AnswerHead, Exercise, Solutions
 from loom.weave.statements import ProofDomain, number
 
-__all__ = ["Collect"]
+__all__ = ["Collect", "setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,3 +95,8 @@ def domain(transform: SphinxPostTransform) -> ProofDomain:
     found = transform.env.get_domain("prf")
     assert isinstance(found, ProofDomain)
     return found
+
+
+def setup(app: Sphinx) -> None:
+    """Gather the answers in print, and list them on the site."""
+    app.add_post_transform(Collect)

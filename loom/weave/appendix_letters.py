@@ -1,9 +1,10 @@
 """Let the numbers of the appendices, which are letters, be what they were in the last build."""
 
+from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 
-__all__ = ["settle"]
+__all__ = ["setup"]
 
 assign = TocTreeCollectorWithStyles.assign_section_numbers
 
@@ -19,6 +20,6 @@ def assigned(self: TocTreeCollectorWithStyles, env: BuildEnvironment) -> list[st
     return [name for name, now in env.toc_secnumbers.items() if before.get(name) != now]
 
 
-def settle() -> None:
-    """Make it so."""
+def setup(app: Sphinx) -> None:
+    """Make it so: Sphinx has no event between the numbers and the pages that they change."""
     TocTreeCollectorWithStyles.assign_section_numbers = assigned  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from loom.read.book import Book, read
 from loom.tangle.package import Tangled, tangle
 from loom.weave.provenance import Notes, book_notes
 
-__all__ = ["BookData", "book_data", "load"]
+__all__ = ["BookData", "book_data", "load", "setup"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,8 @@ def load(app: Sphinx) -> None:
 def book_data(app: Sphinx) -> BookData:
     """The book of this build."""
     return cast(BookData, app.loom_book)
+
+
+def setup(app: Sphinx) -> None:
+    """Read the book before anything else."""
+    app.connect("builder-inited", load)

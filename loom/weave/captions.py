@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from loom.weave.book_data import book_data
@@ -15,7 +16,7 @@ from loom.weave.nodes import Details, Provenance, Statement
 from loom.weave.page_facts import passed
 from loom.weave.provenance import Notes, Standing, Test
 
-__all__ = ["Annotate"]
+__all__ = ["Annotate", "setup"]
 
 
 class Annotate(SphinxPostTransform):
@@ -72,3 +73,8 @@ def said_around(
     while parent is not None and not isinstance(parent, Statement):
         parent = parent.parent
     return parent is not None and standing.within(notes.standing(parent["label"], ran))
+
+
+def setup(app: Sphinx) -> None:
+    """Add the notes when the pages are written."""
+    app.add_post_transform(Annotate)

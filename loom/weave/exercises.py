@@ -11,18 +11,15 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from loom.weave.nodes import Answer, Exercise, Gate, Solutions
-from loom.weave.statements import statement
+from loom.weave.statements import name, statement
 
-__all__ = [
-    "DIRECTIVES",
-    "Gather",
-    "Pair",
-]
+__all__ = ["DIRECTIVES", "Gather", "Pair", "setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,3 +119,12 @@ class Pair(SphinxTransform):
                 node["ids"] = [f"{node['kind']}-{node['of']}"]
                 if not node["of"]:
                     logger.warning("this %s follows no exercise", node["kind"], location=node)
+
+
+def setup(app: Sphinx) -> None:
+    """Add the directives, of which the theme has some already, and pair what belongs together."""
+    app.add_enumerable_node(Exercise, "exercise", name)
+    for directive, cls in DIRECTIVES.items():
+        app.add_directive(directive, cls, override=True)
+    app.add_transform(Gather)
+    app.add_transform(Pair)

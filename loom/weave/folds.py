@@ -11,6 +11,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from loom.weave import docstrings, provenance
@@ -20,7 +21,7 @@ from loom.weave.nodes import Details, Fold, Provenance
 from loom.weave.page_facts import passed
 from loom.weave.provenance import Label, Note, Use, counted, listed
 
-__all__ = ["Folding", "home"]
+__all__ = ["Folding", "home", "setup"]
 
 # What MyST-NB calls a folded cell whose chapter names it not.
 UNNAMED = "Show code cell {type}"
@@ -175,3 +176,8 @@ def called(code: str, pictures: bool) -> str:
         return "the code"
     imports = body and all(isinstance(node, ast.Import | ast.ImportFrom) for node in body)
     return "the imports" if imports else "the code"
+
+
+def setup(app: Sphinx) -> None:
+    """Fold when the pages are written."""
+    app.add_post_transform(Folding)

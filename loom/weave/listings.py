@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
@@ -19,7 +20,7 @@ from loom.weave.nodes import Listing
 from loom.weave.numbers import locate
 from loom.weave.provenance import Code, Label, Name, Note, anchor, listed, named
 
-__all__ = ["DIRECTIVES", "Fill", "ListingDirective"]
+__all__ = ["DIRECTIVES", "Fill", "ListingDirective", "setup"]
 
 KEY = (
     "A line leads from a result to those whose proofs use it. The dots of a box stand for proved, "
@@ -186,3 +187,10 @@ def table(
     made = nodes.table("", group, classes=["colwidths-given", "longtable", "listing"])
     made["colwidths-given"] = True
     return made
+
+
+def setup(app: Sphinx) -> None:
+    """Add the directives of the listings, which are filled when the whole book has been read."""
+    for name in DIRECTIVES:
+        app.add_directive(name, ListingDirective)
+    app.add_post_transform(Fill)

@@ -17,7 +17,7 @@ from sphinx.util import logging
 
 from loom.errors import Problem, Problems
 
-__all__ = ["balanced", "check", "latex", "read", "share"]
+__all__ = ["balanced", "check", "latex", "read", "setup", "share"]
 
 FILE = "book/_static/macros.json"
 MATHJAX = "book/_static/mathjax/tex-chtml-full.js"
@@ -113,3 +113,9 @@ def _commands(root: Path) -> frozenset[str]:
     if not (root / MATHJAX).is_file():
         return frozenset()
     return frozenset(KEY.findall((root / MATHJAX).read_text("utf-8"))) | set(read(root))
+
+
+def setup(app: Sphinx) -> None:
+    """Hand the macros to both outputs, and look through the formulas of each page."""
+    app.connect("config-inited", share)
+    app.connect("doctree-read", check)

@@ -12,7 +12,7 @@ from sphinx.environment.collectors import EnvironmentCollector
 
 from loom.weave.nodes import Listing, Solutions
 
-__all__ = ["EXERCISES", "LISTED", "Passed", "passed", "referred"]
+__all__ = ["EXERCISES", "LISTED", "Passed", "passed", "referred", "setup"]
 
 PASSED = "passed: "
 # Stand among the targets of a page for all exercises, and for what a listing is made from.
@@ -60,3 +60,8 @@ def referred(env: BuildEnvironment) -> dict[str, set[str]]:
     if not hasattr(env, "weave_referred"):
         env.weave_referred = {}
     return cast("dict[str, set[str]]", env.weave_referred)
+
+
+def setup(app: Sphinx) -> None:
+    """Collect the facts as pages are read."""
+    app.add_env_collector(Passed)

@@ -23,7 +23,7 @@ from loom.weave.book_data import BookData, book_data
 from loom.weave.links import Links
 from loom.weave.provenance import Label, Module, Name, Note, anchor, listed
 
-__all__ = ["package", "public", "register", "users"]
+__all__ = ["package", "public", "register", "setup", "users"]
 
 CITATION = re.compile(r"Implements [\w:, -]+\s+\([^)]*\)\.$", re.DOTALL)
 
@@ -150,3 +150,8 @@ def _inline(text: str) -> Iterator[nodes.Node]:
     for i, part in enumerate(text.split("`")):
         if part:
             yield nodes.literal(part, part) if i % 2 else nodes.Text(part)
+
+
+def setup(app: Sphinx) -> None:
+    """Enter the names when every page has been read."""
+    app.connect("env-updated", register)

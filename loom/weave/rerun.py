@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
-__all__ = ["connect"]
+__all__ = ["setup"]
 
 
-def connect(app: "Sphinx") -> None:
+def setup(app: "Sphinx") -> None:
     """Make a plain `jupyter-book build .` run chapters as `loom run` does."""
     os.environ.update(kernel.environment(Path(app.srcdir)))
     app.connect("builder-inited", _heal)

@@ -16,7 +16,7 @@ from loom.weave.numbers import locate
 from loom.weave.page_facts import EXERCISES, LISTED, passed, referred
 from loom.weave.provenance import Label
 
-__all__ = ["outdated", "stale"]
+__all__ = ["outdated", "setup", "stale"]
 
 
 def stale(app: Sphinx, env: BuildEnvironment) -> list[str]:
@@ -78,3 +78,8 @@ def titles(env: BuildEnvironment) -> list[tuple[str, str, object]]:
 def labelled(env: BuildEnvironment) -> list[str]:
     """Every label that a note can stand under."""
     return sorted([*env.domaindata["prf"]["labels"], *env.domaindata["math"]["objects"]])
+
+
+def setup(app: Sphinx) -> None:
+    """Tell Sphinx what to write again, once the sections have their numbers."""
+    app.connect("env-get-updated", stale, priority=900)

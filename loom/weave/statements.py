@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx import addnodes
+from sphinx.application import Sphinx
 from sphinx.builders import Builder
 from sphinx.domains import Domain, ObjType
 from sphinx.environment import BuildEnvironment
@@ -22,13 +23,7 @@ from sphinx.util.nodes import make_refnode
 
 from loom.weave.nodes import Proof, Statement, StatementTitle
 
-__all__ = [
-    "KINDS",
-    "ProofDomain",
-    "name",
-    "number",
-    "statement",
-]
+__all__ = ["KINDS", "ProofDomain", "name", "number", "setup", "statement"]
 
 KINDS = (
     "definition",
@@ -192,3 +187,9 @@ def number(env: BuildEnvironment, docname: str, counter: str, name: str) -> str:
     """The number that `counter` gave to the node with id `name`, such as "1.2"."""
     numbers = env.toc_fignumbers.get(docname, {}).get(counter, {})
     return ".".join(map(str, numbers.get(name, ())))
+
+
+def setup(app: Sphinx) -> None:
+    """Add the directives and the domain of theorems and their kin."""
+    app.add_enumerable_node(Statement, "theorem", name)
+    app.add_domain(ProofDomain)

@@ -34,11 +34,11 @@ execute: {execute_notebooks: cache, raise_on_error: true, stderr_output: warn}
 sphinx: {local_extensions: {small: .}}
 """
 EXTENSION = """\
-from loom.weave.rerun import connect
+from loom.weave import rerun
 
 
 def setup(app):
-    connect(app)
+    rerun.setup(app)
     return {"parallel_read_safe": True}
 """
 

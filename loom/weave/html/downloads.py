@@ -13,7 +13,7 @@ from loom.run.cache import Cache
 from loom.weave.book_data import book_data
 from loom.weave.html import jupyter_markdown, jupyter_notebook
 
-__all__ = ["button", "write"]
+__all__ = ["button", "setup", "write"]
 
 
 def place(docname: str) -> str:
@@ -65,3 +65,9 @@ def older(file: Path, sources: list[Path]) -> bool:
     return not file.is_file() or any(
         path.is_file() and path.stat().st_mtime_ns >= file.stat().st_mtime_ns for path in sources
     )
+
+
+def setup(app: Sphinx) -> None:
+    """Add the button, once the theme has made its list of buttons, and write the notebooks."""
+    app.connect("html-page-context", button, priority=900)
+    app.connect("build-finished", write)

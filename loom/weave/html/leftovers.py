@@ -7,7 +7,7 @@ from sphinx.application import Sphinx
 from loom.weave.book_data import book_data
 from loom.weave.html import downloads, module_pages
 
-__all__ = ["remove"]
+__all__ = ["remove", "setup"]
 
 # Folders in which every file is a page, a notebook or a picture of the book.
 OURS = ("book", "code", "notebooks", "_images")
@@ -29,3 +29,8 @@ def remove(app: Sphinx, error: Exception | None) -> None:
                     file.rmdir()
             elif file.relative_to(app.outdir).as_posix() not in kept:
                 file.unlink()
+
+
+def setup(app: Sphinx) -> None:
+    """Remove them at the end of a build."""
+    app.connect("build-finished", remove)

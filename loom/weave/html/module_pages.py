@@ -14,7 +14,7 @@ from loom.weave.book_data import book_data
 from loom.weave.provenance import anchor
 from loom.weave.staleness import outdated
 
-__all__ = ["pages", "place"]
+__all__ = ["pages", "place", "setup"]
 
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -58,3 +58,8 @@ def page(app: Sphinx, name: str, path: str, text: str, definitions: list[Definit
         f"<h1>{escape(path)}</h1>\n<p>Tangled from {links}.</p>\n"
         f'<div class="source">{opening}<pre>' + "\n".join(lines) + "</div>"
     )
+
+
+def setup(app: Sphinx) -> None:
+    """Write the pages with those of the site."""
+    app.connect("html-collect-pages", pages)

@@ -5,9 +5,10 @@
 import re
 
 from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-__all__ = ["KeepTogether"]
+__all__ = ["KeepTogether", "setup"]
 
 # What may not begin a line.
 AFTER = re.compile(r"[.,;:!?)\]’”]+")
@@ -28,3 +29,8 @@ class KeepTogether(SphinxPostTransform):
                 continue
             kept = nodes.inline("", "", formula.deepcopy(), nodes.Text(mark[0]), classes=["kept"])
             parent[at : at + 2] = [kept, nodes.Text(str(after)[mark.end() :])]
+
+
+def setup(app: Sphinx) -> None:
+    """Keep together what belongs together when the pages are written."""
+    app.add_post_transform(KeepTogether)

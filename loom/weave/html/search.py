@@ -5,7 +5,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-__all__ = ["script"]
+__all__ = ["script", "setup"]
 
 
 def script(
@@ -14,3 +14,8 @@ def script(
     """Load the script on the search page, and there alone."""
     if page == "search":
         app.add_js_file("search.js", priority=100)
+
+
+def setup(app: Sphinx) -> None:
+    """Ask for the script."""
+    app.connect("html-page-context", script)

@@ -5,7 +5,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-__all__ = ["level"]
+__all__ = ["level", "setup"]
 
 
 def level(
@@ -25,3 +25,8 @@ def level(
         return f'{head}<li class="toctree-l1{here}">{link}</li>\n{end}{tail}'
 
     context["generate_toctree_html"] = with_levels
+
+
+def setup(app: Sphinx) -> None:
+    """Change the list, once the theme has made it."""
+    app.connect("html-page-context", level, priority=900)

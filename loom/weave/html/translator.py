@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from docutils.nodes import Element, Text
+from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
@@ -14,91 +15,13 @@ from loom.weave.html.dark_figures import dark, width
 from loom.weave.html.figure_panels import panels
 from loom.weave.statements import number
 
-__all__ = [
-    "BookTranslator",
-    "depart_answer",
-    "depart_division",
-    "depart_proof",
-    "depart_title",
-    "visit_answer",
-    "visit_details",
-    "visit_fold",
-    "visit_proof",
-    "visit_provenance",
-    "visit_statement",
-    "visit_title",
-]
+__all__ = ["BookTranslator", "framed", "setup"]
 
 # A word of code as Sphinx writes it, and where a line may break in it.
 PIECE = re.compile(r'(<span class="pre">)(.*)(</span>)', re.DOTALL)
 ALT = re.compile(r'\balt="[^"]*"')
 logger = logging.getLogger(__name__)
 JOINT = re.compile(r"(?<=\w)(?:[_./,(=\[]|-&gt;)(?=\w{2})")
-
-
-def visit_statement(self: HTML5Translator, node: Element) -> None:
-    self.body.append(self.starttag(node, "div", CLASS=f"statement {node['kind']}"))
-
-
-def visit_title(self: HTML5Translator, node: Element) -> None:
-    parent = node.parent
-    if "kind" not in parent:
-        self.body.append(
-            '<p class="proof-head">Proof ' if len(node) else '<p class="proof-head">Proof'
-        )
-        return
-    tag = number(self.builder.env, parent["docname"], parent["counter"], parent["label"])
-    self.body.append(
-        '<p class="statement-title"><span class="statement-kind">'
-        f'{parent["kind"].title()} <span class="statement-number">{tag}</span></span> '
-    )
-    self.body.append('<span class="statement-name">')
-
-
-def depart_title(self: HTML5Translator, node: Element) -> None:
-    if "kind" not in node.parent:
-        self.body.append(".</p>\n")
-        return
-    self.body.append("</span>")
-    self.add_permalink_ref(node.parent, "Link to this " + node.parent["kind"])
-    self.body.append("</p>\n")
-
-
-def visit_proof(self: HTML5Translator, node: Element) -> None:
-    self.body.append(self.starttag(node, "div", CLASS="proof"))
-
-
-def depart_proof(self: HTML5Translator, node: Element) -> None:
-    self.body.append('<span class="qed" role="img" aria-label="end of proof"></span></div>\n')
-
-
-def depart_division(self: HTML5Translator, node: Element) -> None:
-    self.body.append("</div>\n")
-
-
-def visit_answer(self: HTML5Translator, node: Element) -> None:
-    self.body.append(self.starttag(node, "details", CLASS=f"answer {node['kind']}"))
-    self.body.append(f"<summary>{node['kind'].title()}</summary>\n")
-
-
-def depart_answer(self: HTML5Translator, node: Element) -> None:
-    self.body.append("</details>\n")
-
-
-def visit_fold(self: HTML5Translator, node: Element) -> None:
-    self.body.append(self.starttag(node, "div", CLASS=f"fold {node.get('kind', 'code')}"))
-
-
-def visit_details(self: HTML5Translator, node: Element) -> None:
-    self.body.append(self.starttag(node, "details") + "<summary>")
-    if mark := node["mark"]:
-        self.body.append(f'<span class="tick" aria-hidden="true">{mark}</span> ')
-    self.body.append(f"{self.encode(node['text'])}</summary>\n")
-
-
-def visit_provenance(self: HTML5Translator, node: Element) -> None:
-    place = node["place"]
-    self.body.append(self.starttag(node, "div", "", CLASS=f"provenance provenance-{place}"))
 
 
 class BookTranslator(HTML5Translator):
@@ -143,6 +66,67 @@ class BookTranslator(HTML5Translator):
         super().visit_image(node)
         self.body[start:] = [framed("".join(self.body[start:]), width(text), panels(text))]
 
+    # Statements, proofs, answers, folds, notes
+
+    def visit_Statement(self, node: Element) -> None:
+        self.body.append(self.starttag(node, "div", CLASS=f"statement {node['kind']}"))
+
+    def depart_Statement(self, node: Element) -> None:
+        self.body.append("</div>\n")
+
+    def visit_StatementTitle(self, node: Element) -> None:
+        parent = node.parent
+        if "kind" not in parent:
+            self.body.append(
+                '<p class="proof-head">Proof ' if len(node) else '<p class="proof-head">Proof'
+            )
+            return
+        tag = number(self.builder.env, parent["docname"], parent["counter"], parent["label"])
+        self.body.append(
+            '<p class="statement-title"><span class="statement-kind">'
+            f'{parent["kind"].title()} <span class="statement-number">{tag}</span></span> '
+        )
+        self.body.append('<span class="statement-name">')
+
+    def depart_StatementTitle(self, node: Element) -> None:
+        if "kind" not in node.parent:
+            self.body.append(".</p>\n")
+            return
+        self.body.append("</span>")
+        self.add_permalink_ref(node.parent, "Link to this " + node.parent["kind"])
+        self.body.append("</p>\n")
+
+    def visit_Proof(self, node: Element) -> None:
+        self.body.append(self.starttag(node, "div", CLASS="proof"))
+
+    def depart_Proof(self, node: Element) -> None:
+        self.body.append('<span class="qed" role="img" aria-label="end of proof"></span></div>\n')
+
+    def visit_Answer(self, node: Element) -> None:
+        self.body.append(self.starttag(node, "details", CLASS=f"answer {node['kind']}"))
+        self.body.append(f"<summary>{node['kind'].title()}</summary>\n")
+
+    def depart_Answer(self, node: Element) -> None:
+        self.body.append("</details>\n")
+
+    def visit_Fold(self, node: Element) -> None:
+        self.body.append(self.starttag(node, "div", CLASS=f"fold {node.get('kind', 'code')}"))
+
+    def visit_Details(self, node: Element) -> None:
+        self.body.append(self.starttag(node, "details") + "<summary>")
+        if mark := node["mark"]:
+            self.body.append(f'<span class="tick" aria-hidden="true">{mark}</span> ')
+        self.body.append(f"{self.encode(node['text'])}</summary>\n")
+
+    def visit_Provenance(self, node: Element) -> None:
+        place = node["place"]
+        self.body.append(self.starttag(node, "div", "", CLASS=f"provenance provenance-{place}"))
+
+    depart_Fold = depart_Provenance = depart_Statement
+
+    def depart_Details(self, node: Element) -> None:
+        self.body.append("</details>\n")
+
 
 def framed(pictures: str, wide: int, parts: list[tuple[float, float]]) -> str:
     """A drawing in its frame; of several panels each once more, for a page as narrow as one."""
@@ -161,3 +145,10 @@ def breakable(piece: str) -> str:
     """A word of code in which a line may break behind `_`, `.`, `/` and the like."""
     match = PIECE.fullmatch(piece)
     return match[1] + JOINT.sub(r"\g<0><wbr>", match[2]) + match[3] if match else piece
+
+
+def setup(app: Sphinx) -> None:
+    """Write the site by this translator, with the search field of this book."""
+    app.set_translator("html", BookTranslator)
+    # The theme includes "../components/search-field.html", which is looked up from here first.
+    app.config.templates_path = [str(Path(__file__).parent / "components")]

@@ -8,10 +8,11 @@ A page whose front matter says `print: false` is for the site alone.
 from docutils import nodes
 from docutils.nodes import Element
 from sphinx import addnodes
+from sphinx.application import Sphinx
 from sphinx.builders.latex.nodes import thebibliography
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-__all__ = ["LongTables", "Parts"]
+__all__ = ["LongTables", "Parts", "setup"]
 
 
 class Parts(SphinxPostTransform):
@@ -92,3 +93,9 @@ def width(cell: Element) -> float:
     code = sum(len(node.astext()) for node in cell.findall(nodes.literal))
     formula = sum(len(node.astext()) for node in cell.findall(nodes.math))
     return len(cell.astext()) + 0.3 * code - 0.6 * formula
+
+
+def setup(app: Sphinx) -> None:
+    """Lay out the printed book."""
+    app.add_post_transform(Parts)
+    app.add_post_transform(LongTables)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.nodes import Element
+from sphinx.application import Sphinx
 from sphinx.util.math import wrap_displaymath
 from sphinx.writers.latex import LaTeXTranslator
 
@@ -19,7 +20,7 @@ from loom.weave.latex.lines import LINES, find_line, line_mark, without_marks
 from loom.weave.nodes import Answer, AnswerHead, Provenance, Statement, StatementTitle
 from loom.weave.statements import number
 
-__all__ = ["BookTranslator"]
+__all__ = ["BookTranslator", "setup"]
 
 # Blocks that a message of TeX may be about, and those whose lines are lines in the LaTeX too.
 PLACED = (
@@ -270,3 +271,8 @@ def marked(verbatim: str, code: str) -> str:
         # The first line is the options of the environment.
         lines[n + 1] += r"\codekeep{}"
     return head + begin + "\n".join(lines)
+
+
+def setup(app: Sphinx) -> None:
+    """Write LaTeX by this translator."""
+    app.set_translator("latex", BookTranslator)
