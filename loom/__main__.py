@@ -3,11 +3,9 @@
 import argparse
 import errno
 import gc
-import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from loom.errors import INTERRUPTED, UNREAD, Problem, Problems
 
@@ -48,20 +46,42 @@ The chapters are read once.
 SERVE = """\
 Build the site, serve it on this machine, and rebuild what is saved.
 """
+
+
+# Each verb imports what it needs when it is asked for, so that none waits for the imports of another.
+
+
+def _artifacts(root: Path) -> int:
+    from loom.run.shared_weights import main
+
+    return main(root)
+
+
+def _html(root: Path) -> int:
+    from loom.publish.build import html
+
+    return html(root)
+
+
+def _pdf(root: Path) -> int:
+    from loom.publish.build import pdf
+
+    return pdf(root)
+
+
+def _seconds(root: Path) -> int:
+    from loom.run.timings import main
+
+    return main(root)
+
+
 # What works in the book's folder alone; the other verbs are given the book.
 BUILDS = {
-    "artifacts": ("make the weights that chapters share", "loom.run.shared_weights:main"),
-    "html": ("weave the site", "loom.publish.build:html"),
-    "pdf": ("weave the print edition", "loom.publish.build:pdf"),
-    "seconds": ("show how long the chapters took", "loom.run.timings:main"),
+    "artifacts": ("make the weights that chapters share", _artifacts),
+    "html": ("weave the site", _html),
+    "pdf": ("weave the print edition", _pdf),
+    "seconds": ("show how long the chapters took", _seconds),
 }
-
-
-def _call(name: str, *arguments: Any, **options: Any) -> int:
-    """Import a function when it is needed, `module:function`, and return its exit status."""
-    module, _, function = name.partition(":")
-    status: int = getattr(importlib.import_module(module), function)(*arguments, **options)
-    return status
 
 
 def _positive(text: str) -> int:
@@ -139,14 +159,11 @@ def main(arguments: list[str] | None = None) -> int:
         return next(filter(None, statuses), 0)
     try:
         if options.verb in BUILDS:
-            return _call(BUILDS[options.verb][1], root)
+            return BUILDS[options.verb][1](root)
         if options.verb == "serve":
-            return _call("loom.publish.serve:serve", root, options.port)
+            return _serve(root, options.port)
         if options.verb == "run":
-            from loom.read.book import read
-
-            run = {"lanes": options.lanes, "force": options.force}
-            return _call("loom.run.run:main", read(root), options.chapters, **run)
+            return _run(root, options)
         # These are over before collecting what they leave behind would pay.
         gc.disable()
         return _package(root, options)
@@ -166,6 +183,19 @@ def main(arguments: list[str] | None = None) -> int:
         gc.enable()
 
 
+def _run(root: Path, options: argparse.Namespace) -> int:
+    from loom.read.book import read
+    from loom.run.run import main
+
+    return main(read(root), options.chapters, lanes=options.lanes, force=options.force)
+
+
+def _serve(root: Path, port: int) -> int:
+    from loom.publish.serve import serve
+
+    return serve(root, port, lambda: main(["-C", str(root), "make", "tangle", "run", "html"]))
+
+
 def _package(root: Path, options: argparse.Namespace) -> int:
     """The verbs between the chapters and the package."""
     from loom.read.book import read
@@ -173,13 +203,21 @@ def _package(root: Path, options: argparse.Namespace) -> int:
 
     book = read(root)
     if options.verb == "sync":
-        return _call("loom.sync.sync:main", book)
+        from loom.sync import sync
+
+        return sync.main(book)
     tangled = tangle(book)
     if options.verb == "where":
-        return _call("loom.sync.where:main", book, tangled, options.place)
+        from loom.sync import where
+
+        return where.main(book, tangled, options.place)
     if options.verb == "tangle":
-        return _call("loom.tangle.files:main", book, tangled)
-    return _call("loom.prove.check:main", book, tangled)
+        from loom.tangle import files
+
+        return files.main(book, tangled)
+    from loom.prove import check
+
+    return check.main(book, tangled)
 
 
 if __name__ == "__main__":

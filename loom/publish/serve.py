@@ -3,23 +3,22 @@
 import importlib
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from livereload import Server
 
-from loom.__main__ import main
 from loom.errors import INTERRUPTED
 from loom.publish.separate_process import run_apart
 
-__all__ = ["serve", "steps"]
+__all__ = ["serve"]
 
 HOST = "127.0.0.1"
 WATCHED = ("book/**/*.md", "book/_static/*.css", "book/references.bib", "_toc.yml", "_config.yml")
-STEPS = ("tangle", "run", "html")
 
 
-def serve(root: Path, port: int) -> int:
-    """Build the site, serve it on this machine, and build it again at each change of a source.
+def serve(root: Path, port: int, work: Callable[[], int]) -> int:
+    """Serve the site on this machine; do the `work` that builds it now and when a source changes.
 
     Returns:
         1, where another program has the port; or 130 after Ctrl-C, which ends it.
@@ -30,7 +29,7 @@ def serve(root: Path, port: int) -> int:
 
     def build() -> None:
         # A chapter that does not build ends the build, and the last good page stays.
-        run_apart(lambda: steps(root))
+        run_apart(work)
 
     try:
         importlib.import_module("loom.publish.preload")  # what the copies need not import again
@@ -53,8 +52,3 @@ def taken(port: int) -> str:
         except (OSError, OverflowError) as error:
             return getattr(error, "strerror", None) or str(error)
     return ""
-
-
-def steps(root: Path) -> int:
-    """Tangle, run and weave, as far as all goes well; the status of the last."""
-    return main(["-C", str(root), "make", *STEPS])

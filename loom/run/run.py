@@ -46,7 +46,9 @@ def run(
     os.environ.update(kernel.environment(book.root))
     cache, rows = Cache(book.root), load(book.root)
     chosen = [c for c in (book.chapters if chapters is None else chapters) if c.cells]
-    jobs = [job for c in chosen if (job := _job(book, c, rows, cache, force))]
+    found = [_row_or_job(book, c, rows.get(c.path), cache, force) for c in chosen]
+    rows |= {row.chapter: row for row in found if isinstance(row, Row)}
+    jobs = [job for job in found if isinstance(job, Job)]
     jobs.sort(key=lambda job: job.expected, reverse=True)
     order = [chapter.path for chapter in book.chapters if chapter.cells]
 
@@ -81,28 +83,25 @@ def _named(book: Book, names: Sequence[str]) -> list[Chapter] | None:
     return [known[name] for name in dict.fromkeys(wanted)]
 
 
-def _job(
-    book: Book, chapter: Chapter, rows: dict[str, Row], cache: Cache, force: bool
-) -> Job | None:
-    """The work on one chapter; None, and a row in `rows`, where its result is in the cache.
+def _row_or_job(
+    book: Book, chapter: Chapter, seen: Row | None, cache: Cache, force: bool
+) -> Row | Job:
+    """The row of a chapter whose result is in the cache; of another, the work on it.
 
-    The row of an earlier run tells what was seen then, so that a book in which nothing changed
+    The row of an earlier run tells what was `seen` then, so that a book in which nothing changed
     costs no import of the notebook tools.
     """
-    seen = inputs_digest(book.root, chapter.text) + chapter.text
-    inputs = hashlib.sha256(seen.encode()).hexdigest()[:32]
+    read = inputs_digest(book.root, chapter.text) + chapter.text
+    inputs = hashlib.sha256(read.encode()).hexdigest()[:32]
     budget = chapter.front.get("budget")
-    old = rows.get(chapter.path)
-    if old and old.inputs == inputs and cache.has(old.key) and not force:
-        rows[chapter.path] = replace(old, cached=True, budget=budget)
-        return None
+    if seen and seen.inputs == inputs and cache.has(seen.key) and not force:
+        return replace(seen, cached=True, budget=budget)
     file = book.root.absolute() / chapter.path
     notebook = executable(file, book.root)
     row = Row(chapter.path, 0.0, budget, False, 0.0, inputs, cache.key(notebook))
     seconds = cache.seconds(notebook)
     if seconds is not None and not force:
-        rows[chapter.path] = replace(row, seconds=seconds, cached=True)
-        return None
+        return replace(row, seconds=seconds, cached=True)
     # Before the first run, and without a budget, long chapters are taken to be slow ones.
     expected = cache.last_seconds(file) or budget or len(chapter.text) / 1000
     return Job(chapter, notebook, row, expected)
