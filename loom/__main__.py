@@ -48,7 +48,7 @@ Build the site, serve it on this machine, and rebuild what is saved.
 """
 
 
-# Each verb imports what it needs when it is asked for, so that none waits for the imports of another.
+# A verb imports what it needs when it is asked for, so that none waits for another's imports.
 
 
 def _artifacts(root: Path) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from loom.tangle.bound_names import defined
+from loom.tangle.syntax import defined
 
 __all__ = ["CallGraph", "reached"]
 

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loom.tangle.pieces import assigned, is_guard
+from loom.tangle.syntax import DEFINITION, constants, is_guard
 
 __all__ = ["Segment", "cut"]
 
@@ -56,7 +56,7 @@ def _parsed(lines: Sequence[str]) -> list[ast.stmt]:
 def _on_top(node: ast.stmt, above: int) -> bool:
     if isinstance(node, ast.Expr):
         return not above and isinstance(node.value, ast.Constant)
-    return isinstance(node, ast.Import | ast.ImportFrom) or assigned(node) == ["__all__"]
+    return isinstance(node, ast.Import | ast.ImportFrom) or constants(node) == ["__all__"]
 
 
 def _next_text(lines: Sequence[str], at: int) -> int:
@@ -66,6 +66,6 @@ def _next_text(lines: Sequence[str], at: int) -> int:
 
 
 def _name(node: ast.stmt) -> str:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(node, DEFINITION):
         return node.name
-    return "__main__" if is_guard(node) else ",".join(assigned(node)) or type(node).__name__
+    return "__main__" if is_guard(node) else ",".join(constants(node)) or type(node).__name__

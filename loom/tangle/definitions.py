@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loom.read.chapter import Cell
-from loom.tangle.bound_names import defined
 from loom.tangle.drafts import Draft
 from loom.tangle.modules import Module
 from loom.tangle.pieces import Piece
+from loom.tangle.syntax import defined, first_line
 
 __all__ = ["Definition", "definitions"]
 
@@ -51,8 +51,7 @@ def definitions(module: Module, draft: Draft) -> Iterator[Definition]:
 def _definition(
     module: Module, draft: Draft, node: ast.stmt, name: str, cell: Cell, piece: Piece
 ) -> Definition:
-    decorators = [d.lineno for d in getattr(node, "decorator_list", [])]
-    first, last = (min([node.lineno, *decorators]), node.end_lineno or node.lineno)
+    first, last = first_line(node), node.end_lineno or node.lineno
     line = module.lines[node.lineno - 1].number
     # The label of a cell belongs to the one definition that the cell makes.
     whole = "." not in name or cell is not piece.cell

@@ -12,6 +12,7 @@ from loom.read.book import Book
 from loom.read.chapter import Cell, Chapter
 from loom.tangle.memo import memo
 from loom.tangle.pieces import Piece, problem, table
+from loom.tangle.syntax import bound, walk
 
 __all__ = ["Import", "Scope", "Uses", "scopes", "uses"]
 
@@ -92,7 +93,7 @@ def uses(piece: Piece) -> Uses:
         line = source[getattr(node, "lineno", 1) - 1].number
         lines[name] = min(line, lines.get(name, line))
 
-    for inner in _walk(tree):
+    for inner in walk(tree):
         if isinstance(inner, ast.Name):
             if inner.id in read:
                 enter(inner.id, inner)
@@ -100,7 +101,7 @@ def uses(piece: Piece) -> Uses:
             for annotation in (getattr(inner, "annotation", None), getattr(inner, "returns", None)):
                 for name in _quoted(annotation):
                     enter(name, inner)
-                for part in _walk(annotation) if annotation else ():
+                for part in walk(annotation) if annotation else ():
                     for name in _quoted(part):
                         enter(name, inner, quoted)
         elif isinstance(inner, ast.Call) and inner.args and _called(inner) == "cast":
@@ -113,19 +114,6 @@ def uses(piece: Piece) -> Uses:
 def _called(node: ast.Call) -> str:
     """The last name of what is called."""
     return getattr(node.func, "attr", getattr(node.func, "id", ""))
-
-
-def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all below it, in no order: `ast.walk` takes twice the time."""
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        yield node
-        for child in vars(node).values():
-            if isinstance(child, list):
-                stack += [item for item in child if isinstance(item, ast.AST)]
-            elif isinstance(child, ast.AST):
-                stack.append(child)
 
 
 def _globals(table: symtable.SymbolTable) -> Iterator[str]:
@@ -151,7 +139,7 @@ def _read_before_bound(node: ast.ClassDef, table: symtable.SymbolTable) -> set[s
     found: set[str] = set()
     for child in node.body if both else ():
         found |= {n.id for n in _early(child) if isinstance(n.ctx, ast.Load) and n.id in both}
-        both -= set(_bound(child))
+        both -= set(bound(child))
     return found
 
 
@@ -206,7 +194,7 @@ def scopes(book: Book, pieces: dict[str, list[Piece]]) -> tuple[dict[str, Scope]
                 for entry in _imports(statement):
                     problems += _imported(cell, scope, aliases, entry, line)
             elif cell.kind == "run":
-                for name in names.intersection(_bound(statement)):
+                for name in names.intersection(bound(statement)):
                     if name in scope.defined:
                         sentence = f"'{name}' is tangled into {scope.defined[name]}: rename this"
                         problems.append(problem(cell, line, "L05", sentence))
@@ -249,8 +237,8 @@ def _top_level(cell: Cell) -> tuple[list[tuple[ast.stmt, int]], set[str]]:
         table = symtable.symtable(text, cell.chapter.path, "exec")
     except SyntaxError:
         return [], set()
-    bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
-    return [(node, cell.lines[node.lineno - 1].number) for node in tree.body], bound
+    names = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+    return [(node, cell.lines[node.lineno - 1].number) for node in tree.body], names
 
 
 def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[Import]:
@@ -260,25 +248,3 @@ def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[Import]:
             yield Import(alias.name, "", renamed)
         elif alias.name != "*":
             yield Import(node.module or "", alias.name, renamed)
-
-
-def _bound(node: ast.stmt) -> Iterator[str]:
-    """The names that a statement may bind; those of its inner functions are among them."""
-    if isinstance(node, ast.ClassDef) and any(
-        isinstance(d, ast.Call) and ast.unparse(d.func) == "continues" for d in node.decorator_list
-    ):
-        return
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield node.name
-        return
-    for child in _walk(node):
-        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
-            yield child.id
-        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield child.name
-        elif isinstance(child, ast.alias):
-            yield child.asname or child.name.partition(".")[0]
-        elif isinstance(child, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and child.name:
-            yield child.name
-        elif isinstance(child, ast.MatchMapping) and child.rest:
-            yield child.rest

@@ -11,8 +11,9 @@ from loom.errors import Problem, Problems
 from loom.lesson import FIRST_CELL
 from loom.read.chapter import Cell, Line
 from loom.tangle.memo import memo
+from loom.tangle.syntax import DEFINITION, constants, continued, defined, first_line, is_guard
 
-__all__ = ["Piece", "Statement", "assigned", "is_guard", "pieces", "problem", "statements", "table"]
+__all__ = ["Piece", "Statement", "pieces", "problem", "statements", "table"]
 
 OLDEST = (3, 11)
 
@@ -89,8 +90,7 @@ def statements(cell: Cell) -> list[Statement]:
     found: list[Statement] = []
     end = 0
     for node in tree.body:
-        decorators = getattr(node, "decorator_list", [])
-        top = min([node.lineno, *(d.lineno for d in decorators)])
+        top = first_line(node)
         if top <= end:
             line = cell.lines[node.lineno - 1].number
             raise Problems([problem(cell, line, "L02", "a line holds one statement")])
@@ -126,7 +126,7 @@ def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             # Imports are computed for each module, so an import line itself is not moved.
             problems += _refused_import(statement, cell, node)
-        elif isinstance(node, ast.ClassDef) and _continued(node) is not None:
+        elif isinstance(node, ast.ClassDef) and continued(node) is not None:
             problems += _refused_continuation(statement, cell, node)
             header = cell.lines[node.lineno - 1].number
             inside = tuple(line for line in statement.lines if line.number > header)
@@ -137,7 +137,7 @@ def pieces(cell: Cell) -> tuple[list[Piece], list[Piece]]:
             new.append(Piece(node.name, "class", cell, statement.lines, members, node))
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             new.append(Piece(node.name, "function", cell, statement.lines, (("", cell),), node))
-        elif (names := assigned(node)) and "__all__" not in names:
+        elif (names := constants(node)) and "__all__" not in names:
             problems += _refused_walrus(cell, node)
             name = ",".join(names)
             new.append(Piece(name, "constant", cell, statement.lines, (("", cell),), node))
@@ -163,21 +163,6 @@ def _trimmed(lines: tuple[Line, ...]) -> tuple[Line, ...]:
     return lines
 
 
-def assigned(node: ast.stmt) -> list[str]:
-    """The names of a constant; empty if the statement is none."""
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-        return [node.target.id]
-    if not isinstance(node, ast.Assign):
-        return []
-    names: list[str] = []
-    for target in node.targets:
-        parts = target.elts if isinstance(target, ast.Tuple) else [target]
-        if not all(isinstance(part, ast.Name) for part in parts):
-            return []
-        names += [part.id for part in parts if isinstance(part, ast.Name)]
-    return list(dict.fromkeys(names))
-
-
 def _refused_walrus(cell: Cell, node: ast.stmt) -> Iterator[Problem]:
     """A constant within another, which no other cell would find."""
     for inner in ast.walk(node):
@@ -187,15 +172,6 @@ def _refused_walrus(cell: Cell, node: ast.stmt) -> Iterator[Problem]:
             yield problem(cell, line, "L03", sentence)
 
 
-def is_guard(node: ast.stmt) -> bool:
-    """Tell whether a statement is `if __name__ == "__main__":`."""
-    return (
-        isinstance(node, ast.If)
-        and ast.unparse(node.test) == "__name__ == '__main__'"
-        and not node.orelse
-    )
-
-
 def _members(node: ast.ClassDef) -> list[str]:
     """The methods and class attributes that a class body defines, in order."""
     names = [name for child in node.body for name in _members_of(child)]
@@ -203,21 +179,7 @@ def _members(node: ast.ClassDef) -> list[str]:
 
 
 def _members_of(child: ast.stmt) -> list[str]:
-    if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [child.name]
-    return assigned(child)
-
-
-def _continued(node: ast.ClassDef) -> str | None:
-    """The name in `@continues(Name)`, if the class has that decorator."""
-    for decorator in node.decorator_list:
-        if (
-            isinstance(decorator, ast.Call)
-            and isinstance(decorator.func, ast.Name)
-            and decorator.func.id == "continues"
-        ):
-            return ast.unparse(decorator.args[0]) if decorator.args else ""
-    return None
+    return defined(child) if isinstance(child, DEFINITION) else constants(child)
 
 
 def _refused_inside(cell: Cell, node: ast.stmt) -> Iterator[Problem]:
@@ -258,9 +220,9 @@ def _refused_continuation(statement: Statement, cell: Cell, node: ast.ClassDef) 
     def refuse(child: ast.stmt | ast.ClassDef, code: str, sentence: str) -> None:
         found.append(problem(cell, cell.lines[child.lineno - 1].number, code, sentence))
 
-    if _continued(node) != node.name:
+    if continued(node) != node.name:
         refuse(
-            node, "L04", f"'@continues({_continued(node)})' stands on a class named '{node.name}'"
+            node, "L04", f"'@continues({continued(node)})' stands on a class named '{node.name}'"
         )
     if len(node.decorator_list) > 1 or node.bases or node.keywords:
         refuse(node, "L04", f"bases and decorators of '{node.name}' belong to its first cell")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from loom.read.chapter import Line
 from loom.tangle.names import Import
 from loom.tangle.pieces import Piece
+from loom.tangle.syntax import DEFINITION
 
 __all__ = ["WIDTH", "render"]
 
@@ -134,7 +135,7 @@ def _member(node: ast.stmt, name: str) -> ast.stmt | None:
 
 def _docstring(node: ast.stmt | None) -> ast.Expr | None:
     body = getattr(node, "body", None)
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and body:
+    if isinstance(node, DEFINITION) and body:
         first = body[0]
         if (
             isinstance(first, ast.Expr)

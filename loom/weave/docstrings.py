@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loom.tangle.render import WIDTH
+from loom.tangle.syntax import DEFINITION, first_line
 
 __all__ = ["Rest", "folded", "rests", "shortened", "together"]
 
-DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SUMMARY = '<summary style="--indent: {indent}ch" aria-label="The rest of the docstring"></summary>'
 
 
@@ -37,7 +37,7 @@ def _rests(source: str) -> Iterator[Rest]:
         return
     lines = source.split("\n")
     for node in ast.walk(tree):
-        if not isinstance(node, DOCUMENTED) or ast.get_docstring(node) is None:
+        if not isinstance(node, DEFINITION) or ast.get_docstring(node) is None:
             continue
         text = node.body[0]
         assert text.end_lineno is not None
@@ -85,9 +85,8 @@ def together(source: str) -> set[int]:
     except SyntaxError:  # a magic command
         tree = ast.Module([], [])
     for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED):
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        if isinstance(node, DEFINITION):
             text = node.body[0]
             last = text.end_lineno if ast.get_docstring(node) is not None else text.lineno
-            kept.update(range(first - 1, last or first))
+            kept.update(range(first_line(node) - 1, last or node.lineno))
     return {n for n in kept if 0 <= n < len(lines) - 1}

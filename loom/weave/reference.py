@@ -16,9 +16,9 @@ from sphinx.domains.python import ModuleEntry, ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
 
 from loom.prove.call_graph import CallGraph
-from loom.tangle.bound_names import defined
 from loom.tangle.definitions import Definition
 from loom.tangle.package import Tangled
+from loom.tangle.syntax import defined
 from loom.weave.book_data import BookData, book_data
 from loom.weave.links import Links
 from loom.weave.provenance import Label, Module, Name, Note, anchor, listed

@@ -11,7 +11,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from loom.tangle.bound_names import defined
+from loom.tangle.syntax import defined
 from loom.weave.docstrings import folded, rests, shortened, together
 from loom.weave.html.dark_figures import dark, width
 from loom.weave.html.figure_panels import panels
