@@ -10,6 +10,7 @@ __all__ = ["problems"]
 
 def problems(root: Path) -> Iterator[Problem]:
     """Yield the first error of each `.bib` below `book/`; asked after a build that failed."""
+    # Nothing else of a build needs it.
     from pybtex.database import parse_file
     from pybtex.exceptions import PybtexError
 

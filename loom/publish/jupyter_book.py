@@ -101,7 +101,7 @@ def _status(arguments: list[str]) -> int:
     # Sphinx makes many small objects and keeps them: looking through them often is in vain.
     gc.freeze()
     gc.set_threshold(50_000)
-    from jupyter_book.cli.main import main
+    from jupyter_book.cli.main import main  # here, in the copy: it imports all of Sphinx
 
     try:
         main(arguments)

@@ -119,7 +119,7 @@ class Cache:
 
     def store(self, notebook: "NotebookNode", chapter: Path, seconds: float) -> None:
         """Keep an executed notebook, as myst-nb would have done."""
-        from jupyter_cache.base import CacheBundleIn
+        from jupyter_cache.base import CacheBundleIn  # as above
 
         data = {"execution_seconds": seconds}
         bundle = CacheBundleIn(notebook, str(chapter), data=data)

@@ -52,6 +52,7 @@ async def execute(
     Raises:
         Failure: at the first cell that fails. The kernel never outlives this call.
     """
+    # It takes longer to import than a run with nothing to do.
     from nbclient import NotebookClient
 
     # Timestamps in the cells would enter their key in the cache.
@@ -94,7 +95,11 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
 async def _run(
     client: "NotebookClient", chapter: Chapter, cell: Cell, index: int, limits: Limits
 ) -> None:
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import (  # as above
+        CellExecutionError,
+        CellTimeoutError,
+        DeadKernelError,
+    )
 
     count = client.code_cells_executed + 1
     node = client.nb.cells[index]
@@ -187,7 +192,7 @@ def _complaint(
     chapter: Chapter, cell: Cell, notebook: "NotebookNode", text: str
 ) -> tuple[int, str]:
     """The line and the sentence for text on standard error, mostly a Python warning."""
-    from ipykernel.compiler import get_file_name
+    from ipykernel.compiler import get_file_name  # which is needed for a warning alone
 
     warning = WARNING.search(text)
     if not warning:

@@ -16,6 +16,7 @@ EXTENSIONS = ("colon_fence", "dollarmath")
 
 def executable(chapter: Path, root: Path) -> nbformat.NotebookNode:
     """The chapter as myst-nb reads it with its digest in the front matter."""
+    # They take longer to import than a run with nothing to do.
     from myst_nb.core.read import read_myst_markdown_notebook
     from myst_parser.config.main import MdParserConfig
 

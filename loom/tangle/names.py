@@ -4,12 +4,12 @@ import ast
 import builtins
 import contextlib
 import symtable
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from loom.errors import Problem
 from loom.read.book import Book
-from loom.read.chapter import Cell, Chapter
+from loom.read.chapter import Cell, Chapter, Line
 from loom.tangle.memo import memo
 from loom.tangle.pieces import Piece, problem, table
 from loom.tangle.syntax import bound, walk
@@ -74,18 +74,11 @@ class Scope:
 @memo
 def uses(piece: Piece) -> Uses:
     """Return the names that a piece uses and does not define within its own functions."""
-    if piece.node is not None:
-        tree, source = ast.Module([piece.node], []), piece.cell.lines
-    else:
-        tree, source = ast.parse(piece.text), piece.lines
-    if piece.lines == piece.cell.lines:
-        names = table(piece.cell)
-    else:
-        names = symtable.symtable(piece.text, piece.cell.chapter.path, "exec")
+    node, source = _node(piece)
+    names = _table(piece)
     read = set(_globals(names))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            read |= _read_before_bound(node, names)
+    if isinstance(node, ast.ClassDef):
+        read |= _read_before_bound(node, names)
     lines: dict[str, int] = {}
     quoted: dict[str, int] = {}
 
@@ -93,7 +86,7 @@ def uses(piece: Piece) -> Uses:
         line = source[getattr(node, "lineno", 1) - 1].number
         lines[name] = min(line, lines.get(name, line))
 
-    for inner in walk(tree):
+    for inner in walk(node):
         if isinstance(inner, ast.Name):
             if inner.id in read:
                 enter(inner.id, inner)
@@ -107,8 +100,25 @@ def uses(piece: Piece) -> Uses:
         elif isinstance(inner, ast.Call) and inner.args and _called(inner) == "cast":
             for name in _quoted(inner.args[0]):
                 enter(name, inner, quoted)
-    early = {node.id for node in _early(tree) if node.id in read}
+    early = {node.id for node in _early(node) if node.id in read}
     return Uses(lines, {name: lines[name] for name in sorted(early)}, quoted)
+
+
+def _node(piece: Piece) -> tuple[ast.stmt, Sequence[Line]]:
+    """The syntax of a piece, and the lines that its line numbers count.
+
+    A class that grew over several cells has none from its cells: its lines are parsed together.
+    """
+    if piece.node is not None:
+        return piece.node, piece.cell.lines
+    return ast.parse(piece.text).body[0], piece.lines
+
+
+def _table(piece: Piece) -> symtable.SymbolTable:
+    """What the names of a piece mean. Where it is its whole cell, that is known already."""
+    if piece.lines == piece.cell.lines:
+        return table(piece.cell)
+    return symtable.symtable(piece.text, piece.cell.chapter.path, "exec")
 
 
 def _called(node: ast.Call) -> str:

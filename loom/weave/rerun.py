@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loom.run import kernel
+from loom.run import cache, kernel
 from loom.run.inputs import inputs_digest, stamped
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ def setup(app: "Sphinx") -> None:
 
 
 def _heal(app: "Sphinx") -> None:
-    from loom.run import cache
-
     cache.heal(cache.place(Path(app.srcdir)))
 
 

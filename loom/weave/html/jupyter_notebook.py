@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import nbformat
+from myst_nb.core.variables import format_plain_text
 
 from loom.run.cache import Cache
 from loom.run.kernel.checks import find_tests
@@ -81,8 +82,6 @@ def _glued(cells: list[nbformat.NotebookNode]) -> dict[str, str]:
 
 def _value(role: re.Match[str], glued: dict[str, str]) -> str:
     """What stands for `{glue:text}`key:.2f`` on the page; the role itself, if nothing does."""
-    from myst_nb.core.variables import format_plain_text
-
     key, _, form = role["key"].partition(":")
     return str(format_plain_text(glued[key], form)) if key in glued else role[0]
 
