@@ -11,7 +11,6 @@ import pytest
 
 from loom.errors import Problems
 from loom.run.cache import place
-from loom.weave.macros import balanced
 
 # Jupyter Book's own; a build runs in a copy of the process of the tests.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -100,20 +99,6 @@ def test_what_a_reader_would_see_as_an_error_is_refused(woven):
     figure = "```{figure} a.svg\n:alt: A dot.\n\nA dot.\n```"
     woven.write("book/part/one.md", f"{text}\n{right}\n\n{figure}\n")
     woven.built()
-
-
-@pytest.mark.parametrize(
-    ("formula", "right"),
-    [
-        (r"\frac{a}{b}", True),
-        (r"\{ a", True),
-        (r"{\}", False),
-        ("}{", False),
-        (r"\\{a}", True),
-    ],
-)
-def test_braces_of_a_formula(formula, right):
-    assert balanced(formula) is right
 
 
 def test_a_file_beside_the_chapters_is_named_with_its_line(woven):

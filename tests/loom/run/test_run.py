@@ -2,14 +2,12 @@
 
 import json
 import signal
-import sqlite3
 import time
 
-import nbformat
 import pytest
 
-from loom.__main__ import command, main
-from loom.run.cache import Cache, heal
+from loom.__main__ import main
+from loom.run.cache import Cache
 from loom.run.inputs import inputs_digest
 from loom.run.notebook import executable
 
@@ -283,43 +281,6 @@ def test_what_cannot_be_written_is_one_sentence(
     assert err.count("\n") == 1
 
 
-def test_no_lanes_are_refused(small_book, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["-C", str(small_book.root), "run", "--lanes", "0"])
-    assert "no number of chapters from 1 on" in capsys.readouterr().err
-
-
-def test_an_interruption_is_quiet(monkeypatch, capsys):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("loom.__main__.main", interrupt)
-    assert command() == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
-@pytest.mark.parametrize("argument", ["seconds", "run", "--help"])
-def test_output_that_nobody_reads_is_quiet(small_book, argument):
-    small_book.chapters(a=["print(1)"])
-    process = small_book.start("-m", "loom", argument)
-    process.stdout.close()
-    process.stdout = None
-    _, err = process.communicate(timeout=60)
-    assert err == ""
-    # An unbuffered argparse passes over it.
-    codes = (0, 141) if argument == "--help" else (141,)
-    assert process.returncode in codes
-
-
-def test_another_pipe_that_breaks_is_an_error(monkeypatch, capsys):
-    def broken():
-        raise BrokenPipeError("another")
-
-    monkeypatch.setattr("loom.__main__.main", broken)
-    with pytest.raises(BrokenPipeError, match="another"):
-        command()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_is_done(small_book, alive, number):
     small_book.chapters(
@@ -368,71 +329,3 @@ def test_a_killed_run_is_resumed(small_book, alive):
     status, out, _ = small_book.run()
     assert status == 0
     assert out.startswith("1 of 2 chapters unchanged\nbook/b.md")
-
-
-def damage_half_a_notebook(cache):
-    (file,) = cache.glob("executed/*/base.ipynb")
-    file.write_text(file.read_text()[:100])
-
-
-def damage_no_notebook(cache):
-    (file,) = cache.glob("executed/*/base.ipynb")
-    file.unlink()
-
-
-def damage_no_record(cache):
-    with sqlite3.connect(cache / "global.db") as connection:
-        connection.execute("DELETE FROM nbcache")
-
-
-def damage_empty_database(cache):
-    (cache / "global.db").write_bytes(b"")
-
-
-def damage_garbled_database(cache):
-    (cache / "global.db").write_bytes(b"x" * 5000)
-
-
-def damage_no_database(cache):
-    (cache / "global.db").unlink()
-
-
-DAMAGES = [
-    f for name, f in sorted(globals().items()) if name[:7] == "damage_"
-]
-
-
-@pytest.fixture
-def cache(tmp_path):
-    """A cache with one result; its notebook."""
-    v4 = nbformat.v4
-    notebook = v4.new_notebook(cells=[v4.new_code_cell("print(1)")])
-    cache = Cache(tmp_path)
-    cache.store(notebook, tmp_path / "a.md", 1.5)
-    return cache, notebook
-
-
-def test_a_whole_cache_stays_as_it_is(cache, tmp_path):
-    cache, notebook = cache
-    assert Cache(tmp_path).seconds(notebook) == 1.5
-    assert Cache(tmp_path).last_seconds(tmp_path / "a.md") == 1.5
-    assert cache.has(cache.key(notebook))
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_half_written_cache_is_healed(cache, tmp_path, damage):
-    cache, notebook = cache
-    damage(cache.folder)
-    healed = Cache(tmp_path)
-    assert healed.seconds(notebook) is None
-    assert not healed.has(healed.key(notebook))
-    healed.store(notebook, tmp_path / "a.md", 2.5)
-    assert Cache(tmp_path).seconds(notebook) == 2.5
-
-
-def test_a_locked_cache_is_left_alone(cache):
-    cache, notebook = cache
-    with sqlite3.connect(cache.folder / "global.db") as connection:
-        connection.execute("BEGIN EXCLUSIVE")
-        heal(cache.folder)
-    assert cache.seconds(notebook) == 1.5

@@ -1,81 +1,14 @@
-"""What pages make of code and of drawings, without a page: docstrings, colours."""
+"""Drawings on the site: colours in the dark, panels on a narrow page."""
 
-import ast
 import io
 import re
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
 
-from loom.tangle.syntax import defined
-from loom.weave.docstrings import folded, rests, shortened, together
 from loom.weave.html.dark_figures import dark, width
 from loom.weave.html.figure_panels import panels
 from loom.weave.html.translator import framed
-
-ROOT = Path(__file__).parents[3]
-MODULES = sorted(
-    path
-    for path in (ROOT / "tangled").rglob("*.py")
-    if path.name != "__init__.py"
-)
-
-
-def bare(source):
-    """The syntax tree of a source without its docstrings, and their first paragraphs."""
-    tree = ast.parse(source)
-    first = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
-            continue
-        if text := ast.get_docstring(node):
-            first.append(text.partition("\n\n")[0].strip())
-            node.body[0] = ast.Pass()
-    return ast.dump(tree), first
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_a_shortened_source_differs_in_its_docstrings_alone(path):
-    source = path.read_text("utf-8").rstrip("\n")
-    short = shortened(source)
-    assert bare(short) == bare(source)
-    new = set(short.split("\n")) - set(source.split("\n"))
-    assert all(len(line) <= 78 for line in new)
-    assert rests(short) == []
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_folding_changes_no_letter_of_the_code(path):
-    source = path.read_text("utf-8").rstrip("\n")
-    html = highlight(source, PythonLexer(), HtmlFormatter())
-    made = folded(html, rests(source))
-    assert made.count("<details") == made.count("</details>")
-    assert made.count("<details") == len(rests(source))
-    text = re.compile(r"<[^>]*>")
-    assert text.sub("", made) == text.sub("", html)
-
-
-def test_one_paragraph_is_not_folded():
-    assert rests('def f():\n    """One line."""\n    return 1') == []
-    assert rests('def f():\n    """Two\n    lines.\n    """') == []
-    assert len(rests('def f():\n    """One.\n\n    Two.\n    """')) == 1
-    assert rests("%timeit f()") == []
-
-
-def test_a_head_stands_with_its_docstring():
-    source = (
-        "X = 1\nY = 2\nZ = 3\n\n\n@one\ndef f(\n    a,\n):\n"
-        '    """Do."""\n    b = a\n    c = b\n    d = c\n    e = d\n    return e'
-    )
-    lines = source.split("\n")
-    kept = {lines[n].strip() for n in together(source)}
-    assert {"@one", "def f(", "a,", "):", "X = 1", "d = c", "e = d"} <= kept
-    assert "b = a" not in kept
-    assert len(lines) - 1 not in together(source)
 
 
 def test_in_the_dark_greys_turn_round_and_colours_stay():
@@ -162,8 +95,3 @@ def test_of_stacked_panels_one_has_the_text():
     assert stacked.count('alt=""') == 2
     shares = map(float, re.findall(r"--share: ([\d.]+)", stacked))
     assert abs(sum(shares) - 1) < 1e-6
-
-
-def test_one_statement_defines_several_names():
-    node = ast.parse("PAD, START = 0, 1").body[0]
-    assert defined(node) == ["PAD", "START"]
