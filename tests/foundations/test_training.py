@@ -76,14 +76,19 @@ def outcome(folder: Path) -> tuple[dict[str, object], list[dict[str, float]]]:
     return state(checkpoints(folder)[-1]), rows
 
 
+def ended(folder: Path) -> tuple[object, ...]:
+    """What a run came to, and the names of all that it left."""
+    return *outcome(folder), set(contents(folder))
+
+
 @pytest.fixture(scope="module")
-def straight(runs, tmp_path_factory) -> Path:
-    """A run that nothing has interrupted."""
+def straight(runs, tmp_path_factory) -> tuple[object, ...]:
+    """What a run came to that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     assert runs.do("train", folder=str(folder)).error is None
     names = {path.name for path in folder.iterdir()} - {".lock"}
     assert names == {"log.jsonl", "step-00000006"}
-    return folder
+    return ended(folder)
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +123,8 @@ def test_killed_at_every_call_to_the_file_system(
             break
         assert end.status == -signal.SIGKILL
         assert runs.do("train", folder=str(folder)).error is None
-        assert outcome(folder) == outcome(straight)
         # Nor is anything left of what was half written or half removed.
-        assert contents(folder).keys() == contents(straight).keys()
+        assert ended(folder) == straight
         shutil.rmtree(folder)
     assert at > (40 if phase == "save" else 5)
 
@@ -134,7 +138,7 @@ def test_killed_between_two_steps(runs, tmp_path, straight, step):
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 5, "lr"')  # a row that was torn
     assert runs.do("train", folder=str(tmp_path)).error is None
-    assert outcome(tmp_path) == outcome(straight)
+    assert ended(tmp_path) == straight
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -234,8 +238,7 @@ def test_a_full_disk_at_every_write(
             checkpoints(halfway)[0]
         ) or (len(checkpoints(folder)) == 1)
         assert runs.do("train", folder=str(folder)).error is None
-        assert outcome(folder) == outcome(straight)
-        assert contents(folder).keys() == contents(straight).keys()
+        assert ended(folder) == straight
         shutil.rmtree(folder)
     assert at > 10
 

@@ -1,12 +1,13 @@
 """Artefacts: made once, by whoever asks first, and again when what made them changes."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,11 +89,62 @@ print(artifact(judge), flush=True)
 """
 
 
+# Runs Python's command lines, one a line, in processes that need not import PyTorch again.
+SERVER = """
+import json
+import os
+import runpy
+import sys
+
+import torch
+
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        for number, name in enumerate(job["files"], start=1):
+            os.dup2(os.open(name, flags), number)
+        os.environ.update(job["environment"])
+        sys.dont_write_bytecode = True
+        sys.path[:0] = job["environment"]["PYTHONPATH"].split(os.pathsep)
+        flag, what, *sys.argv[1:] = job["arguments"]
+        status = 0
+        try:
+            if flag == "-m":
+                runpy.run_module(what, run_name="__main__", alter_sys=True)
+            else:
+                exec(what, {"__name__": "__main__"})
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
 class Toys:
     """The package in a temporary folder, and what is run with it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, server: subprocess.Popen) -> None:
+        self.folder, self.server = folder, server
         self.root = folder / "artefacts"
         self.trace = folder / "trace"
         self.trace.touch()
@@ -108,29 +160,40 @@ class Toys:
         assert old in text
         self.write(name, text.replace(old, new))
 
+    def environment(self, pause: float = 0) -> dict[str, str]:
+        return {
+            "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}",
+            "TANGLED_ARTIFACTS": str(self.root),
+            "TRACE": str(self.trace),
+            "PAUSE": str(pause),
+        }
+
     def start(self, *arguments: str, pause: float = 0) -> subprocess.Popen:
+        """Start a process that lives beside the test."""
         return subprocess.Popen(
-            [sys.executable, *arguments],
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "TANGLED_ARTIFACTS": str(self.root),
-                "TRACE": str(self.trace),
-                "PAUSE": str(pause),
-            },
+            [sys.executable, "-B", *arguments],
+            env={**os.environ, **self.environment(pause)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def make(self, *arguments: str) -> tuple[int, str, str]:
-        process = self.start(
-            "-m", "tangled.workshop.artifacts", "toy", *arguments
-        )
-        out, errors = process.communicate(timeout=60)
-        return process.returncode, out, errors
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """Run a command line to its end: exit status, output, errors."""
+        files = [self.folder / "out", self.folder / "errors"]
+        job = {
+            "arguments": arguments,
+            "environment": self.environment(),
+            "files": list(map(str, files)),
+        }
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        status = int(self.server.stdout.readline())
+        return status, *(file.read_text() for file in files)
+
+    def make(self) -> tuple[int, str, str]:
+        return self.run("-m", "tangled.workshop.artifacts", "toy")
 
     def words(self) -> list[str]:
         return [
@@ -149,8 +212,8 @@ class Toys:
 
 
 @pytest.fixture
-def toys(tmp_path: Path) -> Toys:
-    return Toys(tmp_path)
+def toys(tmp_path: Path, server: subprocess.Popen) -> Toys:
+    return Toys(tmp_path, server)
 
 
 def ready(process: subprocess.Popen) -> None:
@@ -213,10 +276,8 @@ def test_a_killed_maker_blocks_nobody_and_is_resumed(toys):
     maker.send_signal(signal.SIGKILL)
     maker.communicate()
     assert not toys.folders()
-    second = toys.start("-c", ASK)
-    go(second)
-    out, errors = second.communicate(timeout=60)
-    assert second.returncode == 0, errors
+    status, out, errors = toys.run("-c", ASK)
+    assert status == 0, errors
     assert Path(out.split()[-1]).is_dir()
     assert toys.words().count("judge") == 2
     assert toys.words().count("step2") == 1  # it was not done again
@@ -353,8 +414,7 @@ except artifacts.ArtifactError as error:
 
 def test_a_notebook_gets_the_recipe_of_the_package(toys):
     def out(name: str) -> str:
-        process = toys.start("-c", NOTEBOOK.format(name=name))
-        text, errors = process.communicate(timeout=60)
+        _, text, errors = toys.run("-c", NOTEBOOK.format(name=name))
         assert not errors
         return text.strip()
 
@@ -379,8 +439,7 @@ def test_a_recipe_without_a_seed_does_not_depend_on_the_caller(toys):
     found = []
     for seed in (1, 2):
         toys.root = toys.folder / f"artefacts{seed}"
-        process = toys.start("-c", SEEDS.format(seed=seed))
-        out, errors = process.communicate(timeout=60)
+        _, out, errors = toys.run("-c", SEEDS.format(seed=seed))
         assert not errors
         found.append(read_tensors(out.strip())["weight"])
     assert found[0].equal(found[1])
