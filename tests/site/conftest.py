@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +17,10 @@ ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
 LATEX = ROOT / "_build" / "latex"
 PDF = LATEX / "signal-from-noise.pdf"
+
+
+# The colours of code: nine tags of ten, of which no test asks.
+COLOURS = re.compile(r'<span class="[a-z]{1,2}">([^<]*)</span>')
 
 
 def built(path: Path) -> Path:
@@ -36,7 +40,7 @@ class Site:
         built(HTML / "index.html")
         files = {
             str(path.relative_to(HTML)): BeautifulSoup(
-                path.read_text("utf-8"), "html.parser"
+                COLOURS.sub(r"\1", path.read_text("utf-8")), "html.parser"
             )
             for path in sorted(HTML.rglob("*.html"))
         }
@@ -45,6 +49,12 @@ class Site:
             path: page
             for path, page in files.items()
             if path != "index.html" and not path.startswith("_static/")
+        }
+        # The pages of source code, and their kinds: modules and tests.
+        self.code = {
+            path: path.split("/")[1]
+            for path in self.pages
+            if path.startswith("code/")
         }
         # The pages that an author wrote, in contrast to the index, the search and the modules.
         self.written = {
@@ -62,6 +72,25 @@ class Site:
             for p, page in self.written.items()
             if page.select("div.cell, .statement")
         }
+
+    @cached_property
+    def ids(self) -> dict[str, set[str]]:
+        """The anchors of each page."""
+        return {
+            path: {tag["id"] for tag in page.select("[id]")}
+            for path, page in self.pages.items()
+        }
+
+    def example(self, *selectors: str) -> str:
+        """The path of the shortest chapter that has something for each of the selectors."""
+        return min(
+            (
+                path
+                for path, page in self.chapters.items()
+                if all(map(page.select_one, selectors))
+            ),
+            key=lambda path: (HTML / path).stat().st_size,
+        )
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 """The site in a browser: nothing fails, nothing is fetched from elsewhere, all of it fits.
 
-Each page is opened once, in the light at 1280 px, and then made narrow and dark where it stands.
+Each page that an author wrote is opened once, wide in one theme, and then made narrow and put into
+the other theme where it stands. Which theme is which changes from page to page. Of the pages of
+source code, which differ in their code alone (`test_pages.py` sees to that), one of each kind is
+opened.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +15,7 @@ from benchmarks.shares import reading, shares
 from tests.site.conftest import visit
 
 WIDTHS = (1280, 390)
-THEMES = ("light", "dark")
+THEMES = (("light", "dark"), ("dark", "light"))
 
 # What sticks out of the window; whether a word is broken in its middle; room around formulas.
 FITS = "[document.documentElement.scrollWidth, innerWidth]"
@@ -105,16 +108,30 @@ def watched(page, address, wrong):
     )
 
 
+def opened(site):
+    """The pages that are opened: of the pages of code of a kind, the one with the longest line."""
+    widest = {}
+    for path, page in site.pages.items():
+        if path not in site.code:
+            yield path
+            continue
+        lines = page.select_one(".source pre").get_text().splitlines()
+        lengths = widest.setdefault(site.code[path], {})
+        lengths[path] = max(map(len, lines), default=0)
+    yield from (max(lengths, key=lengths.get) for lengths in widest.values())
+
+
 @pytest.fixture(scope="session")
 def tour(site, address, browser):
-    """Every page of the site, opened once."""
-    context = browser.new_context(color_scheme="light")
-    page, wrong, tour = context.new_page(), [], {}
-    watched(page, address, wrong)
-    for path in site.pages:
-        seen = tour[path] = Seen()
+    """The pages as they are seen."""
+    context, tour = browser.new_context(), {}
+    for number, path in enumerate(opened(site)):
+        # Of the pages that it had before, a page keeps a gigabyte.
+        page, seen = context.new_page(), Seen()
+        tour[path] = seen
+        watched(page, address, seen.wrong)
         page.set_viewport_size({"width": WIDTHS[0], "height": 800})
-        page.emulate_media(color_scheme="light")
+        page.emulate_media(color_scheme=THEMES[number % 2][0])
         visit(page, f"{address}/{path}")
         seen.formulas = page.locator("mjx-container").count()
         seen.bad_formulas = page.locator(
@@ -122,24 +139,22 @@ def tour(site, address, browser):
         ).count()
         if path in site.chapters:
             seen.room = page.evaluate(ROOM)
-        if site.pages[path].select(".provenance-cell"):
+        if site.pages[path].select_one(".provenance-cell"):
             seen.read = reading(shares(page))
-        for width in WIDTHS:
+        for width, theme in zip(WIDTHS, THEMES[number % 2], strict=True):
             page.set_viewport_size({"width": width, "height": 800})
-            for theme in THEMES:
-                page.emulate_media(color_scheme=theme)
-                page.wait_for_function(f"{THEME} === '{theme}'")
-                seen.fits[width, theme] = page.evaluate(FITS)
-                if path in site.chapters:
-                    seen.drawings[theme] = page.evaluate(DRAWINGS)
+            page.emulate_media(color_scheme=theme)
+            page.wait_for_function(f"{THEME} === '{theme}'")
+            seen.fits[width, theme] = page.evaluate(FITS)
+            if path in site.chapters:
+                seen.drawings[theme] = page.evaluate(DRAWINGS)
         if path in site.written:
-            wider = page.add_style_tag(content=WIDER)
-            seen.broken = page.evaluate(BROKEN)
-            wider.evaluate("style => style.remove()")
             page.evaluate("() => new Promise(requestAnimationFrame)")
             seen.scrolls = page.evaluate(SCROLLS)
             seen.stacked = page.evaluate(STACKED)
-        seen.wrong, wrong[:] = list(wrong), []
+            page.add_style_tag(content=WIDER)
+            seen.broken = page.evaluate(BROKEN)
+        page.close()
     context.close()
     return tour
 
@@ -241,26 +256,23 @@ FOLDS = [
     ".fold.verify > details",
     ".fold.code > details",
     ".provenance > details",
-    "details.rest",
+    "details.rest:not(.fold *)",
 ]
 
 
-@pytest.mark.parametrize("fold", FOLDS)
-def test_a_fold_opens_by_keyboard(site, address, quiet_page, fold):
-    path = next(p for p, page in site.chapters.items() if page.select(fold))
-    visit(quiet_page, f"{address}/{path}")
-    details = quiet_page.locator(fold).first
-    details.locator("> summary").focus()
-    quiet_page.keyboard.press("Enter")
-    assert details.get_attribute("open") is not None
+def test_a_fold_opens_by_keyboard(site, address, quiet_page):
+    visit(quiet_page, f"{address}/{site.example(*FOLDS)}")
+    for fold in FOLDS:
+        details = quiet_page.locator(fold).first
+        details.locator("> summary").focus()
+        quiet_page.keyboard.press("Enter")
+        assert details.get_attribute("open") is not None, fold
 
 
 def test_a_link_to_a_folded_place_opens_it(site, address, quiet_page):
-    path, anchor = next(
-        (path, cell["id"])
-        for path, page in site.chapters.items()
-        for cell in page.select(".fold details div.cell[id^=code-test-]")
-    )
+    cell = ".fold details div.cell[id^=code-test-]"
+    path = site.example(cell)
+    anchor = site.pages[path].select_one(cell)["id"]
     target = quiet_page.locator(f"[id='{anchor}']")
     visit(quiet_page, f"{address}/{path}#{anchor}")
     quiet_page.wait_for_timeout(300)
@@ -280,11 +292,10 @@ def test_a_link_to_a_folded_place_opens_it(site, address, quiet_page):
 
 def test_a_cell_is_copied_whole(site, address, quiet_page):
     """The button copies the folded part of a docstring too."""
-    path = next(
-        p for p, page in site.chapters.items() if page.select("details.rest")
-    )
+    folded = "div.cell_input:not(.fold *):has(details.rest)"
+    path = site.example(folded)
     visit(quiet_page, f"{address}/{path}")
-    cell = quiet_page.locator("div.cell_input:has(details.rest)").first
+    cell = quiet_page.locator(folded).first
     cell.hover()
     cell.locator("button.copybtn").click()
     copied = quiet_page.evaluate("navigator.clipboard.readText()")
@@ -296,27 +307,27 @@ def test_a_cell_is_copied_whole(site, address, quiet_page):
 def test_without_javascript_every_fold_opens(site, address, browser):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
+    page.goto(f"{address}/{site.example(*FOLDS)}")
     for fold in FOLDS:
-        path = next(p for p, t in site.chapters.items() if t.select(fold))
-        page.goto(f"{address}/{path}")
         details = page.locator(fold).first
         details.locator("> summary").click()
         assert details.locator("> :not(summary)").first.is_visible(), fold
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "path",
     [
         "book/index.html",
-        "book/diffusion/forward.html",
+        "a chapter",
         "book/appendix/results.html",
         "code/tangled/diffusion/forward.html",
     ],
 )
-def test_nothing_keeps_a_reader_out(browser, address, path, scheme):
-    page = browser.new_page(color_scheme=scheme)
+def test_nothing_keeps_a_reader_out(site, browser, address, path):
+    page = browser.new_page(color_scheme="light")
+    if path == "a chapter":
+        path = site.example(*FOLDS, "figure", "table", ".admonition")
     visit(page, f"{address}/{path}")
     # One fold of each kind is enough; all of them together take half a minute.
     page.evaluate(
@@ -327,6 +338,10 @@ def test_nothing_keeps_a_reader_out(browser, address, path, scheme):
     # Colours that are still on their way from one theme to the other count as they look now.
     page.add_style_tag(content="* { transition: none !important }")
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
-    found = Axe().run(page, options=rules).response["violations"]
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function(f"{THEME} === '{theme}'")
+        found = Axe().run(page, options=rules).response["violations"]
+        nodes = [(v["id"], v["nodes"][0]["html"][:120]) for v in found]
+        assert nodes == [], theme
     page.close()
-    assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []

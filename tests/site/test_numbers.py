@@ -19,6 +19,7 @@ def plain(tag: Tag | None) -> str:
     return " ".join(tag.get_text().split())
 
 
+@pytest.fixture(scope="module")
 def on_site(site) -> dict[str, str]:
     """The numbers that the site shows, under the labels that LaTeX has for the same things."""
     numbers = {}
@@ -46,32 +47,24 @@ def on_site(site) -> dict[str, str]:
     return numbers
 
 
-def in_print(site, aux) -> dict[str, str]:
-    """LaTeX's numbers for the things that the site numbers."""
-    return {
-        label: aux.get(label, "(no such label)") for label in on_site(site)
-    }
-
-
 def left_out(site, label):
     """Tell whether a label is that of a page that is on the site alone."""
     page = label.partition("::")[0] + ".html"
     return page in site.written and page not in site.printed
 
 
-def test_numbers_are_equal(site, aux):
+def test_numbers_are_equal(site, on_site, aux):
+    """The numbers of the site are LaTeX's numbers of the same things."""
     shown = {
         k: v
-        for k, v in on_site(site).items()
+        for k, v in on_site.items()
         if not k.startswith("book/index:") and not left_out(site, k)
     }
     assert any(k.startswith("equation:") for k in shown)
-    assert shown == {
-        k: v for k, v in in_print(site, aux).items() if k in shown
-    }
+    assert shown == {k: aux.get(k, "(no such label)") for k in shown}
 
 
-def test_no_number_stands_twice(site):
+def test_no_number_stands_twice(site, on_site):
     shown = [
         (
             label.split(":")[0] == "equation",
@@ -79,7 +72,7 @@ def test_no_number_stands_twice(site):
             ":ex-" in label,
             number,
         )
-        for label, number in on_site(site).items()
+        for label, number in on_site.items()
         if number and not label.endswith("::doc")
     ]
     kinds = [

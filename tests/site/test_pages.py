@@ -22,10 +22,6 @@ def test_no_id_stands_twice(site):
 
 
 def test_links_and_anchors_lead_somewhere(site):
-    ids = {
-        path: {tag["id"] for tag in page.select("[id]")}
-        for path, page in site.pages.items()
-    }
     for path, page in site.pages.items():
         for tag in page.select("a[href], link[href], img[src], script[src]"):
             address = tag.get("href") or tag.get("src")
@@ -38,11 +34,42 @@ def test_links_and_anchors_lead_somewhere(site):
                 resolved = (HTML / target).resolve()
                 assert resolved.exists(), f"{path}: {address}"
                 target = str(resolved.relative_to(HTML.resolve()))
-            if parts.fragment and target in ids:
+            if parts.fragment and target in site.ids:
                 anchor = unquote(parts.fragment)
-                assert anchor in ids[target] | {"main-content"}, (
+                assert anchor in site.ids[target] | {"main-content"}, (
                     f"{path}: {address}"
                 )
+
+
+def test_nothing_is_taken_from_elsewhere(site):
+    """Scripts, styles and pictures are files of the site."""
+    for path, page in site.pages.items():
+        taken = page.select(
+            "script[src], [src]:not(a), link:not([rel=canonical])[href]"
+        )
+        for tag in taken:
+            address = tag.get("src") or tag.get("href")
+            assert not address.startswith(("http:", "https:", "//")), path
+
+
+def test_pages_of_code_differ_in_their_code_alone(site):
+    """The browser opens one of each kind: all have the same frame, and nothing but code in it."""
+    frames = {}
+    for path, kind in site.code.items():
+        page = site.pages[path]
+        files = [
+            urlsplit(tag.get("src") or tag["href"]).path.rpartition("/")[2]
+            for tag in page.select("script[src], link[rel=stylesheet]")
+        ]
+        inside = {
+            (tag.name, *tag.get("class", []))
+            for tag in page.select("article *")
+            if not tag.find_parent("pre")
+        }
+        frames.setdefault(kind, []).append((files, inside))
+    assert set(frames) == {"tangled", "tests"}
+    for kind, found in frames.items():
+        assert all(frame == found[0] for frame in found), kind
 
 
 def test_every_picture_is_described(site):
