@@ -11,6 +11,8 @@ BIN := .venv/bin
 # In CI nothing is tangled again: what was committed must be what the chapters say.
 TANGLE := $(if $(CI),check,tangle)
 export OMP_NUM_THREADS := 1
+# In two processes, each of which takes whole files (tests/conftest.py): two cores and 4 GB do.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: book html test unit artifacts tangle check serve clean
 .DEFAULT_GOAL := book
@@ -26,11 +28,11 @@ html: ## the site alone, without TeX
 test: ## check, build the book, run every test
 	@$(PYTHON) -m loom.bootstrap apt-book.txt apt-test.txt
 	@$(MAKE) --no-print-directory check book
-	@$(BIN)/pytest
+	@$(PYTEST)
 
 unit: ## the tests that need no built book
 	@$(PYTHON) -m loom.bootstrap
-	@$(BIN)/pytest --ignore tests/site
+	@$(PYTEST) --ignore tests/site
 
 artifacts: ## the weights that chapters share
 	@$(PYTHON) -m loom.bootstrap

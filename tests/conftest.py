@@ -1,6 +1,7 @@
 """What all tests share: checked shapes, no network, one thread, the book's trained weights."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from loom.run.kernel import artifacts
 # From here on, a call whose tensors have other shapes than its signature says is an error.
 install_import_hook("tangled", "beartype.beartype")
 torch.set_num_threads(1)
+# Started in the background, pytest would pass to its children that they ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # What the book trained is not trained again.
 os.environ["TANGLED_ARTIFACTS"] = str(artifacts(Path(__file__).parents[1]))
 # Every run draws the same examples, and the first call of a law may pay for imports.
@@ -32,8 +35,24 @@ tangle: diffusion/a.py
 """
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` run where there is an accelerator."""
+def group(item: pytest.Item) -> str:
+    """The tests that one process runs: a file, whose fixtures are then made once.
+
+    All of those of the built site, which share its pages and the browser.
+    """
+    return "site" if item.path.parent.name == "site" else item.path.stem
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Deal out the tests, and skip those that need an accelerator where there is none."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group(item)))
+        # The longest first, so that no process waits for it at the end.
+        items.sort(key=lambda item: group(item) != "site")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
