@@ -4,7 +4,7 @@ Tangled from book/foundations/training.md.
 """
 
 from collections.abc import Callable
-from itertools import pairwise, starmap
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +41,21 @@ class Classifier(nn.Module):
         self, channels: int, classes: int, width: int = 16, levels: int = 2
     ) -> None:
         super().__init__()
+        layers: list[nn.Module] = []
         sizes = [channels, *(width * 2**level for level in range(levels))]
-        self.body = nn.Sequential(*starmap(_level, pairwise(sizes)))
+        for before, after in pairwise(sizes):
+            for size in (before, after):  # the normalisation has the bias
+                conv = nn.Conv2d(size, after, 3, padding=1, bias=False)
+                layers += conv, nn.GroupNorm(8, after), nn.SiLU()
+            layers.append(nn.MaxPool2d(2))
+        self.body = nn.Sequential(*layers)
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(sizes[-1], classes)
 
-    def features(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F"]:
-        """Return what the classifier sees in pictures, before it decides."""
-        return self.body(x0).mean((2, 3))
-
     def forward(self, x0: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Return the logits of pictures in [-1, 1]."""
-        return self.head(self.dropout(self.features(x0)))
-
-
-def _level(before: int, after: int) -> nn.Sequential:
-    """Return two convolutions and a pooling that halves height and width."""
-    layers: list[nn.Module] = []
-    for channels in (before, after):  # the normalisation has its own bias
-        layers.append(nn.Conv2d(channels, after, 3, padding=1, bias=False))
-        layers += nn.GroupNorm(8, after), nn.SiLU()
-    return nn.Sequential(*layers, nn.MaxPool2d(2))
+        mean = self.body(x0).mean((2, 3))  # over the picture
+        return self.head(self.dropout(mean))
 
 
 def classification_losses(

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,7 +31,6 @@ from tqdm.auto import tqdm
 
 from tangled.workshop.checkpoint import (
     load_checkpoint,
-    locked,
     model_tensors,
     new_folder,
     read_config,
@@ -45,9 +45,7 @@ __all__ = [
     "TrainingError",
     "accumulate",
     "checkpoints",
-    "derived_seed",
     "epoch_batches",
-    "interruptible",
     "moving_average",
     "process_group",
     "train",
@@ -55,7 +53,7 @@ __all__ = [
 ]
 
 
-def derived_seed(*numbers: int) -> int:
+def _derived_seed(*numbers: int) -> int:
     """Return a seed below 2**64 that depends on numbers and their order."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
@@ -73,7 +71,7 @@ def epoch_batches(
     """
     what = f"batch_size must lie in 1..{n}, the examples, got {batch_size}"
     _require(1 <= batch_size <= n, what)
-    generator = torch.Generator().manual_seed(derived_seed(seed, 0, epoch))
+    generator = torch.Generator().manual_seed(_derived_seed(seed, 0, epoch))
     order = torch.randperm(n, generator=generator)
     return order[: n - n % batch_size].reshape(-1, batch_size)
 
@@ -120,7 +118,7 @@ def accumulate(
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.default_generators[device.index].manual_seed(seed)
-        generator = torch.Generator(device).manual_seed(derived_seed(seed))
+        generator = torch.Generator(device).manual_seed(_derived_seed(seed))
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             each = losses(model, _moved(batch, device), generator)
         what = "losses must return one number for each item, got shape "
@@ -233,7 +231,8 @@ class Run:
         self.processes = dist.get_world_size() if dist.is_initialized() else 1
         self.step, self.log = 0, list[dict[str, Any]]()
         self._settings = self.optimizer.state_dict()["param_groups"]
-        self._exempt = _not_finite(self.core)
+        kept = model_tensors(self.core).items()  # a mask may have infinities
+        self._finite = [n for n, x in kept if x.isfinite().all()]
         names = {p: n for n, p in self.core.named_parameters()}
         wanted = {p for p in names if p.requires_grad}
         held = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -321,7 +320,7 @@ class Run:
                 if indexed:
                     source = epoch_batches(len(data), size, epoch, seed)
                     source = source.reshape(-1, size // count)
-                fresh = derived_seed(seed, 2, epoch)  # of a loader's shuffle
+                fresh = _derived_seed(seed, 2, epoch)  # of a loader's shuffle
                 torch.default_generator.manual_seed(fresh)
                 for owner in (data, getattr(data, "sampler", None)):
                     if getattr(owner, "generator", None) is not None:
@@ -329,9 +328,9 @@ class Run:
                 for part in source:
                     mine = number % count // share == self.rank
                     if mine and number >= start:
-                        yield fetch(part), derived_seed(seed, 1, number)
+                        yield fetch(part), _derived_seed(seed, 1, number)
                     number += 1
-                    fresh = derived_seed(seed, 3, number)  # of a fetch
+                    fresh = _derived_seed(seed, 3, number)  # of a fetch
                     torch.default_generator.manual_seed(fresh)
                 found = number - began
                 what = f"epoch {epoch} of the data had {found} batches"
@@ -346,7 +345,8 @@ class Run:
         """
         if self.folder is None or self.rank > 0:
             return
-        broken = sorted(_not_finite(self.core) - self._exempt)
+        kept = model_tensors(self.core)
+        broken = [n for n in self._finite if not kept[n].isfinite().all()]
         what = f"step {self.step}: {broken} have entries that are not finite"
         _require(not broken, what, TrainingError)
         memory, tensors, rest = self.optimizer.state_dict(), {}, {}
@@ -357,7 +357,7 @@ class Run:
         told = {"step": self.step, "log": self.log, "entries": rest}
         told |= {"groups": memory["param_groups"], "setup": self._setup()}
         with new_folder(self.folder / f"step-{self.step:08d}") as partial:
-            save_checkpoint(partial / "model", model_tensors(self.core), told)
+            save_checkpoint(partial / "model", kept, told)
             save_checkpoint(partial / "optimizer", tensors, {})
             if self.average is not None:
                 average = model_tensors(self.averaged)
@@ -413,8 +413,8 @@ class Run:
             if self.folder is not None:
                 self.folder = Path(self.folder)
                 if self.rank == 0:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(locked(self.folder))
+                    lock = FileLock(self.folder / ".lock", timeout=0)
+                    stack.enter_context(lock)  # makes the folder, too
                 if found := checkpoints(self.folder):
                     self.restore(found[-1])
                 if self.rank == 0:
@@ -459,7 +459,7 @@ class Run:
         with (
             self._opened(),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
-            interruptible() as signals,
+            _interruptible() as signals,
             tqdm(total=last, initial=self.step, disable=silent) as bar,
         ):
             _exchange((*self.core.parameters(), *self.core.buffers()))
@@ -490,12 +490,6 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message says why."""
 
 
-def _not_finite(model: nn.Module) -> set[str]:
-    """Return the names of what has entries that are not finite."""
-    found = model_tensors(model).items()
-    return {name for name, x in found if not x.isfinite().all()}
-
-
 def _exchange(tensors: Iterable[Tensor], add: bool = False) -> None:
     """Give all processes the sums of their tensors, or those of the first."""
     if dist.is_initialized():
@@ -511,11 +505,10 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 @contextmanager
-def interruptible() -> Iterator[list[int]]:
+def _interruptible() -> Iterator[list[int]]:
     """Yield a list into which the first SIGINT or SIGTERM is put.
 
-    The second one acts as ever. Outside of the main thread, where Python lets
-    nobody handle signals, nothing is changed.
+    The second one acts as ever, as both do outside of the main thread.
     """
     came: list[int] = []
 

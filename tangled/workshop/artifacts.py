@@ -42,7 +42,7 @@ __all__ = [
 
 
 class ArtifactError(Exception):
-    """Weights that cannot be made, or a recipe that cannot be found."""
+    """A recipe that cannot be found, or of which there are two."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def sources(module: str) -> dict[str, str]:
 
     Comments and docstrings are left out, and so is this module.
     """
+    documented = ast.FunctionDef | ast.ClassDef | ast.Module
     found: dict[str, str] = {}
     waiting = [module]
     for name in waiting:  # which grows meanwhile
@@ -86,10 +87,7 @@ def sources(module: str) -> dict[str, str]:
                 origin = resolve_name(origin, sys.modules[name].__package__)
                 waiting += [f"{origin}.{a.name}" for a in node.names]
                 waiting.append(origin)
-            elif (
-                isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
-                and ast.get_docstring(node) is not None
-            ):
+            elif isinstance(node, documented) and ast.get_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]
         found[name] = ast.unparse(tree)
     return found
@@ -119,10 +117,8 @@ def recipes(package: str = "tangled") -> dict[str, Recipe]:
             if isinstance(value, Recipe) and value.module == info.name:
                 twin = found.setdefault(value.name, value)
                 if twin is not value:
-                    raise ArtifactError(
-                        f"{twin.module} and {value.module} both have a "
-                        f"recipe '{value.name}'"
-                    )
+                    both = f"{twin.module} and {value.module} both have"
+                    raise ArtifactError(f"{both} a recipe '{value.name}'")
     return found
 
 
@@ -130,21 +126,18 @@ def artifact(recipe: Recipe) -> Path:
     """Return the folder of a recipe's checkpoint; make it if there is none.
 
     Of several processes that ask at once, one makes it and the others wait.
-    A recipe of a notebook stands for the one of its name in the package. If
-    there is none, or if the recipe fails, that is an ArtifactError.
+    A recipe of a notebook stands for the one of its name in the package; if
+    there is none, that is an ArtifactError.
 
     Implements alg-made-once (book/workshop/checkpoint.md).
     """
     if recipe.module == "__main__":
         if recipe.name not in (known := recipes()):
-            raise ArtifactError(
-                f"no module of the package has a recipe '{recipe.name}'"
-            )
+            raise ArtifactError(f"no module has a recipe '{recipe.name}'")
         recipe = known[recipe.name]
     folder = _place(recipe)
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with FileLock(f"{folder}.lock"):  # makes the folder around it
             if not folder.exists():  # or another process was faster
                 _make(recipe, folder)
     return folder
@@ -157,11 +150,7 @@ def _make(recipe: Recipe, folder: Path) -> None:
     began = time.monotonic()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
-        try:
-            model, log = recipe.make(scratch, **recipe.config)
-        except Exception as error:
-            told = f"recipe '{recipe.name}' of {recipe.module} failed"
-            raise ArtifactError(f"{told}: {error!r}") from error
+        model, log = recipe.make(scratch, **recipe.config)
     config = {"recipe": recipe.name, "module": recipe.module}
     config |= {"config": dict(recipe.config), "log": log}
     config["seconds"] = round(time.monotonic() - began, 3)

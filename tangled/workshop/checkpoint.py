@@ -9,14 +9,13 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,7 +26,6 @@ __all__ = [
     "CheckpointError",
     "KeyMap",
     "load_checkpoint",
-    "locked",
     "match_keys",
     "model_tensors",
     "new_folder",
@@ -83,9 +81,7 @@ def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
             spans.append((str(t.device), t.data_ptr(), stop, name))
     for (place, _, stop, a), (other, start, _, b) in pairwise(sorted(spans)):
         if place == other and start < stop:
-            raise CheckpointError(
-                f"'{a}' and '{b}' overlap in memory, but are not one tensor"
-            )
+            raise CheckpointError(f"'{a}' and '{b}' overlap in memory")
     return first
 
 
@@ -171,19 +167,10 @@ def _find(place: Path) -> Path:
     raise CheckpointError(f"{place} holds {count}; name a file: {listed}")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON, in which no key may be there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key '{key}' is there twice")
-    return found
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file."""
     with _reading(path):
-        content = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        content = json.loads(path.read_bytes())
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds JSON, but not an object")
     return content
@@ -206,9 +193,8 @@ def _tensors(place: str | Path) -> dict[str, Tensor]:
         part = _mapped(index.with_name(file))
         said = {name for name, where in places.items() if where == file}
         if odd := sorted(said ^ part.keys()):
-            raise CheckpointError(
-                f"{index} and {file} disagree about {_listed(odd)}"
-            )
+            told = f"{index} and {file} disagree about {_listed(odd)}"
+            raise CheckpointError(told)
         found |= part
     return found
 
@@ -227,8 +213,7 @@ def read_tensors(
     device "meta" there are shapes and dtypes, and no number is read. What is
     missing, not well-formed or a pickle raises a CheckpointError.
     """
-    found = _tensors(place)
-    return {name: t.to(device, copy=True) for name, t in found.items()}
+    return {n: t.to(device, copy=True) for n, t in _tensors(place).items()}
 
 
 def _flush(*paths: Path) -> None:
@@ -247,12 +232,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
     At every instant there is no `folder`, or a complete one, even if the
     process is killed or the power fails. After an error nothing is left; a
-    killed process leaves its hidden folder, `.NAME.*.partial`.
-
-    Raises:
-        CheckpointError: if `folder` exists, or cannot be written. If only the
-            last flush fails, `folder` is there and complete, but not certain
-            to outlive a power failure.
+    killed process leaves its hidden folder, `.NAME.*.partial`. A `folder`
+    that exists or cannot be written is a CheckpointError.
 
     Implements alg-atomic-save (book/workshop/checkpoint.md).
     """
@@ -288,26 +269,13 @@ def save_checkpoint(
     The tensors may lie on any device, each under one name (`model_tensors`).
     Above `shard_bytes` there are several files and an index; their names begin
     with `stem`, which is "diffusion_pytorch_model" in the library diffusers.
-
-    Raises:
-        CheckpointError: if a tensor cannot be stored, or as `new_folder`.
-        TypeError: if JSON cannot hold the configuration.
+    A tensor that no file can hold is a CheckpointError, a configuration that
+    JSON cannot hold a TypeError.
     """
     text = json.dumps(dict(config), indent=2)
     with new_folder(folder) as partial:
         (partial / "config.json").write_text(text + "\n")
         _write(partial, tensors, shard_bytes, stem)
-
-
-def locked(folder: str | Path) -> AbstractContextManager[object]:
-    """Take the lock of a folder, or raise BlockingIOError if it is taken.
-
-    It is held until the `with` block ends, or the process.
-    """
-    try:
-        return FileLock(Path(folder) / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise BlockingIOError(f"{folder} is locked by another") from None
 
 
 # From patterns of the checkpoint's names to one name of the model or several.
@@ -359,11 +327,8 @@ def match_keys(
     stands for a number, and `.T` after a name for the transposed matrix. No
     names, (), means that the tensor is ignored. The first row that fits
     counts, and a name that none fits stays as it is. Model and tensors may be
-    on meta, and `cast` allows floating dtypes to differ.
-
-    Raises:
-        CheckpointError: if the match is not strict, in one sentence that
-            names all that is wrong; or if tensors of the model overlap.
+    on meta, and `cast` allows floating dtypes to differ. If the match is not
+    strict, one CheckpointError names all that is wrong.
 
     Implements prop-strict-match (book/workshop/checkpoint.md).
     """
@@ -426,16 +391,14 @@ def load_checkpoint(
 ) -> None:
     """Give a model the tensors of a checkpoint, if all of them fit.
 
-    The place is a folder, a safetensors file, or an index of several; `keys`
-    and `cast` are as in `match_keys`. Parameters stay the same objects, tied
-    ones stay tied, and what was on meta is on the CPU. Buffers that are not
-    persistent are left alone. With `mmap`, tensors on the CPU are the mapped
-    file itself: nothing is copied, but nobody may write to it from then on.
+    The place is as in `read_tensors`, `keys` and `cast` as in `match_keys`.
+    Parameters stay the same objects, tied ones stay tied, and what was on
+    meta is on the CPU. Buffers that are not persistent are left alone. With
+    `mmap`, tensors on the CPU are the mapped file itself: nothing is copied,
+    but nobody may write to it from then on.
 
-    Raises:
-        CheckpointError: if the checkpoint cannot be opened, or does not match
-            the model in names, shapes or dtypes. The model is unchanged then.
-            Should the disk fail while numbers are read, load again.
+    What cannot be opened or does not match is a CheckpointError, and changes
+    nothing. Should the disk fail while numbers are read, load again.
     """
     found = _tensors(place)
     try:
@@ -452,5 +415,4 @@ def load_checkpoint(
             )
     with torch.no_grad():
         for name in once.values():
-            value = found.pop(name)  # the last of a file lets go of it
-            _fill(state[name], value, mmap)
+            _fill(state[name], found.pop(name), mmap)  # lets go of the file

@@ -19,7 +19,6 @@ __all__ = [
     "SHAPE_NAMES",
     "SHAPES",
     "DrawnShapes",
-    "Grid",
     "Images",
     "Splits",
     "digits",
@@ -28,33 +27,18 @@ __all__ = [
 ]
 
 
-def _check_range(name: str, values: Tensor, top: int) -> None:
-    """Raise ValueError if a value does not lie in 0..top."""
-    wrong = values[(values < 0) | (values > top)]
-    if len(wrong):
-        raise ValueError(f"{name} must lie in 0..{top}, got {wrong[0]}")
-
-
 @dataclass(frozen=True, eq=False)
 class Images:
     """Labelled images, kept as the whole numbers in which they come.
 
     A data set: `len(images)`, and `images[indices]` for a tensor of indices.
-
-    Args:
-        pixels: brightness [N, C, H, W], uint8, from 0 to `levels`.
-        labels: numbers of classes [N], int64.
-        classes: the name of each class.
-        levels: the brightest level; 255 for bytes.
-
-    Raises:
-        ValueError: if a dtype, a shape or a value is not as said.
+    Raises ValueError if a dtype, a shape or a value is not as said here.
     """
 
-    pixels: UInt8[Tensor, "N C H W"]
-    labels: Int64[Tensor, "N"]
-    classes: tuple[str, ...]
-    levels: int = 255
+    pixels: UInt8[Tensor, "N C H W"]  # brightness, from 0 to `levels`
+    labels: Int64[Tensor, "N"]  # numbers of classes
+    classes: tuple[str, ...]  # the name of each class
+    levels: int = 255  # the brightest level; 255 for bytes
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
@@ -64,8 +48,14 @@ class Images:
             raise ValueError(f"labels must be an int64 tensor [{n}]")
         if not 1 <= self.levels <= 255:
             raise ValueError(f"levels must lie in 1..255, got {self.levels}")
-        _check_range("labels", self.labels, len(self.classes) - 1)
-        _check_range("pixels", self.pixels, self.levels)
+        for name, values, top in (
+            ("labels", self.labels, len(self.classes) - 1),
+            ("pixels", self.pixels, self.levels),
+        ):
+            wrong = values[(values < 0) | (values > top)]
+            if len(wrong):
+                told = f"{name} must lie in 0..{top}, got {wrong[0]}"
+                raise ValueError(told)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,19 +70,11 @@ class Images:
         x0 = 2 * self.pixels[indices].float() / self.levels - 1
         return x0, self.labels[indices]
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Images":
-        """Return the data set with every tensor changed."""
-        fields = vars(self).items()
-        tensors = {k: change(v) for k, v in fields if isinstance(v, Tensor)}
-        return replace(self, **tensors)
-
     def take(self, indices: Int64[Tensor, "M"]) -> "Images":
         """Return the images with these indices, as a data set of its own."""
-        return self._mapped(lambda tensor: tensor[indices])
-
-    def to(self, device: torch.device | str) -> "Images":
-        """Return the same data set on `device`."""
-        return self._mapped(lambda tensor: tensor.to(device))
+        fields = vars(self).items()
+        taken = {k: v[indices] for k, v in fields if isinstance(v, Tensor)}
+        return replace(self, **taken)
 
 
 def stratified_split(
@@ -146,16 +128,14 @@ def digits() -> Splits:
 
 
 # The grid x, y of a picture; y points down.
-Grid = Float[np.ndarray, "H W"]
+_Grid = Float[np.ndarray, "H W"]
 
 
-def _box(x: Grid, y: Grid, width: float, height: float) -> Grid:
+def _box(x: _Grid, y: _Grid, width: float, height: float) -> _Grid:
     return np.maximum(abs(x) - width, abs(y) - height)
 
 
-def _lines(
-    x: Grid, y: Grid, count: int, first: float
-) -> Float[np.ndarray, "count H W"]:
+def _lines(x: _Grid, y: _Grid, count: int, first: float) -> np.ndarray:
     """Return how far points lie along `count` directions, in rising order."""
     angles = [first + 2 * math.pi * k / count for k in range(count)]
     along = [math.cos(a) * x + math.sin(a) * y for a in angles]
@@ -163,7 +143,7 @@ def _lines(
 
 
 # How far points lie outside of each shape, in units of its radius.
-SHAPES: dict[str, Callable[[Grid, Grid], Grid]] = {
+SHAPES: dict[str, Callable[[_Grid, _Grid], _Grid]] = {
     "circle": lambda x, y: np.hypot(x, y) - 0.9,
     "ring": lambda x, y: abs(np.hypot(x, y) - 0.74) - 0.22,
     "square": lambda x, y: _box(x, y, 0.75, 0.75),
@@ -256,10 +236,7 @@ def shapes(
     Implements def-shapes (book/workshop/data.md).
     """
     if min(n, seed, first) < 0 or size < 8:
-        raise ValueError(
-            "it takes n, seed, first >= 0 and size >= 8, "
-            f"got {n}, {seed}, {first} and {size}"
-        )
+        raise ValueError("it takes n, seed, first >= 0 and size >= 8")
     pixels = torch.empty(n, 3, size, size, dtype=torch.uint8)
     numbers = torch.empty(n, 3, dtype=torch.int64)
     for i in range(n):

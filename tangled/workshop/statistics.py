@@ -17,14 +17,10 @@ def standard_score(
 ) -> float:
     """Return how many standard errors the mean of `values` is off `expected`.
 
-    If the claim is true and the values are many, the score is nearly standard
-    normal. Tests accept |z| < 5.
-
-    Args:
-        values: independent draws from one distribution [N].
-        expected: their mean, if the claim is true.
-        std: their standard deviation, if the claim fixes that as well. Without
-            it the sample's own is taken, which heavy tails inflate.
+    The claim is that the values are independent draws from one distribution
+    with this mean. If it is true and they are many, the score is nearly
+    standard normal; tests accept |z| < 5. Give their deviation `std` if the
+    claim fixes it: heavy tails inflate the sample's own.
 
     Implements eq-standard-score (book/workshop/data.md).
     """

@@ -28,19 +28,18 @@ def made(build=digits_classifier) -> Classifier:
 
 
 @pytest.mark.parametrize(
-    ("build", "shape", "classes", "features"),
+    ("build", "shape", "classes"),
     [
-        (digits_classifier, (1, 8, 8), 10, 32),
-        (shapes_classifier, (3, 32, 32), len(SHAPE_NAMES), 32),
-        (lambda: Classifier(2, 5, width=24, levels=1), (2, 6, 10), 5, 24),
+        (digits_classifier, (1, 8, 8), 10),
+        (shapes_classifier, (3, 32, 32), len(SHAPE_NAMES)),
+        (lambda: Classifier(2, 5, width=24, levels=1), (2, 6, 10), 5),
     ],
 )
-def test_shapes(build, shape, classes, features):
+def test_shapes(build, shape, classes):
     model = made(build)
     for count in (0, 1, 3):
         x0 = torch.zeros(count, *shape)
         assert model(x0).shape == (count, classes)
-        assert model.features(x0).shape == (count, features)
 
 
 def test_other_shapes_are_refused(plain_errors):
@@ -62,18 +61,18 @@ def test_other_shapes_are_refused(plain_errors):
 )
 def test_the_shape_hook_refuses(x0):
     with pytest.raises(Exception, match="Type-check error"):
-        made().features(x0)
+        made()(x0)
 
 
-def test_the_head_reads_the_features_and_dropout_is_for_training():
+def test_the_head_reads_the_mean_and_dropout_is_for_training():
     model, x0 = (
         made(),
         torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
     )
-    assert torch.equal(model(x0), model.head(model.features(x0)))
-    assert torch.equal(model.features(x0), model.body(x0).mean((2, 3)))
+    mean = model.body(x0).mean((2, 3))
+    assert torch.equal(model(x0), model.head(mean))
     assert not torch.equal(model.train()(x0), model(x0))
-    assert torch.equal(model.features(x0), model.eval().features(x0))
+    assert torch.equal(model.body(x0), model.eval().body(x0))
 
 
 def test_one_loss_for_each_picture():

@@ -75,34 +75,6 @@ def test_taking_some_keeps_everything_else():
     assert drawn.captions == shapes(5, seed=0, size=8).captions[4:]
 
 
-def test_a_data_set_moves_as_a_whole(monkeypatch):
-    data = shapes(3, seed=0, size=8)
-    moved = []
-
-    def recorded(tensor, device):
-        moved.append((tensor.data_ptr(), device))
-        return tensor.clone()
-
-    monkeypatch.setattr(torch.Tensor, "to", recorded)
-    there = data.to("elsewhere")
-    monkeypatch.undo()
-    assert isinstance(there, DrawnShapes)
-    assert there.captions == data.captions
-    tensors = data.pixels, data.labels, data.colours, data.positions
-    expected = [(tensor.data_ptr(), "elsewhere") for tensor in tensors]
-    assert sorted(moved) == sorted(expected)
-
-
-@pytest.mark.gpu
-def test_batches_follow_the_device():
-    data = shapes(3, seed=0, size=8).to("cuda")
-    x0, labels = data[torch.tensor([0, 2], device="cuda")]
-    assert x0.is_cuda
-    assert labels.is_cuda
-    here, _ = shapes(3, seed=0, size=8)[torch.tensor([0, 2])]
-    assert torch.equal(x0.cpu(), here)
-
-
 GOOD = {
     "pixels": torch.zeros(2, 1, 3, 3, dtype=torch.uint8),
     "labels": torch.tensor([0, 1]),
