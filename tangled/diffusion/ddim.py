@@ -3,20 +3,19 @@
 Tangled from book/diffusion/ddim.md.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tangled.diffusion.checks import check_order
+from tangled.diffusion.checks import check_alike, check_order
 from tangled.diffusion.ddpm import (
     Move,
     guessed,
     last,
     respaced,
     reverse_chain,
-    widened,
 )
 from tangled.diffusion.elbo import Denoiser
 from tangled.diffusion.forward import transition
@@ -171,32 +170,33 @@ def euler_step(
     return kept * x + rise * eps
 
 
-@torch.no_grad()
 def ddim_invert(
     network: Denoiser,
     x0: Float[Tensor, "B *dims"],
     schedule: Schedule,
-    steps: Sequence[int],
+    steps: Iterable[int],
     *,
     prediction: str = Prediction.EPS,
 ) -> Float[Tensor, "B *dims"]:
     """Return the noise from which `ddim_sample` makes x0 over these steps.
 
     Nearly, since an Euler step upwards is not the inverse of the one
-    downwards: the network is asked at the lower level. Arguments as there.
+    downwards: the network is asked at the lower level. Arguments and errors
+    are those of `ddim_sample`.
 
     Source: Song, Meng and Ermon (2021), section 4.3.
     """
     times = list(steps)[::-1]
-    x, short = widened(x0), respaced(schedule, steps)
-    for i in range(len(times)):
-        seen = max(i, 1)  # at t = 0 there is no noise to see
-        at = torch.full(x.shape[:1], seen, device=x.device)
-        t = torch.full_like(at, times[seen - 1])
-        output = network(x.to(x0.dtype), t)
+    short = respaced(schedule, times[::-1])
+    seen = [times[0], *times[:-1]]  # at t = 0 there is no noise to see
+
+    def move(x: Tensor, output: Tensor, left: int) -> Tensor:
+        i = len(seen) - left
+        at = torch.full(x.shape[:1], max(i, 1), device=x.device)
         eps = convert(output, x, at, short, prediction, Prediction.EPS)
-        x = euler_step(x, eps, i, i + 1, short)
-    return x.to(x0.dtype)
+        return euler_step(x, eps, i, i + 1, short)
+
+    return last(reverse_chain(network, x0, seen, move)).to(x0)
 
 
 def slerp(
@@ -208,10 +208,12 @@ def slerp(
     parallel are joined by a straight line.
 
     Raises:
-        ValueError: if share is not in 0..1.
+        TypeError: if x is not floating.
+        ValueError: if share is not in 0..1, or x and y are not alike.
 
     Implements eq-slerp (book/diffusion/ddim.md).
     """
+    check_alike(x=x, y=y)
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie between 0 and 1, got {share}")
     rows = [v.flatten(1) for v in (x, y)]

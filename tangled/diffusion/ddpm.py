@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm.auto import tqdm
 
-from tangled.diffusion.checks import check_order
+from tangled.diffusion.checks import check_alike, check_order
 from tangled.diffusion.elbo import Denoiser, posterior_mean, posterior_var
 from tangled.diffusion.prediction import (
     Prediction,
@@ -74,7 +75,7 @@ def respaced(schedule: Schedule, steps: Iterable[int]) -> Schedule:
         check_order(1, schedule.T, step=t)
     if not found or any(t <= s for t, s in pairwise(found)):
         raise ValueError(f"steps must fall, one at least, got {found[:9]}")
-    power = schedule.alpha_bar[[0, *found[::-1]]]
+    power = schedule.alpha_bar[[0, *map(int, found[::-1])]]
     return Schedule.from_betas(1 - power[1:] / power[:-1])
 
 
@@ -96,11 +97,13 @@ def reverse_chain(
     float64; i = len(steps)..1. A module is in evaluation mode meanwhile.
 
     Raises:
+        TypeError: if xT is not floating.
         FloatingPointError: at the end, if the network returned a number that
             is not finite; the first such step is named.
     """
+    check_alike(xT=xT)
     x, first_bad = widened(xT), torch.zeros((), device=xT.device)
-    counted = zip(range(len(steps), 0, -1), steps, strict=True)
+    counted = zip(range(len(steps), 0, -1), map(int, steps), strict=True)
     with evaluating(network):
         for i, t in tqdm(
             counted, total=len(steps), disable=None if progress else True
@@ -229,7 +232,15 @@ def halves(
 
     The second half of the channels is -1 where the log variance is the
     posterior's, and 1 where it is that of beta; the share is 0 and 1 there.
+
+    Raises:
+        ValueError: if the number of channels is odd.
     """
+    if output.shape[1] % 2:
+        raise ValueError(
+            "with a learned variance a network returns two channels for each "
+            f"of a picture, got {output.shape[1]} in all"
+        )
     said, share = output.chunk(2, 1)
     return said, (share + 1) / 2
 
@@ -326,6 +337,19 @@ def ddpm_losses(
     return losses
 
 
+@dataclass(frozen=True)
+class _Denoising(Training):
+    """A training run, with what its loss was made of.
+
+    So that a checkpoint says it, and a run of another loss does not go on.
+    """
+
+    prediction: str = Prediction.EPS
+    learned: bool = False
+    labelled: bool = False
+    schedule: str = ""  # its length, and its SNR at the ends
+
+
 def fit(
     network: nn.Module,
     data: Any,
@@ -348,19 +372,25 @@ def fit(
     """Train a network on clean samples, with AdamW, a warm-up and a cosine.
 
     The network to draw with is `run.averaged`. Arguments, errors, resuming
-    and interrupting are those of `train`.
+    and interrupting are those of `train`; a folder whose run has another
+    prediction or schedule is refused.
     """
+    first, last = schedule.snr[[1, -1]].tolist()
     return train(
         network,
         ddpm_losses(schedule, prediction, learned, labelled),
         data,
         AdamW(network.parameters(), lr=lr, weight_decay=0),
-        Training(
+        _Denoising(
             steps,
             batch_size,
             ema_decay=ema_decay,
             precision=precision,
             seed=seed,
+            prediction=Prediction(prediction),
+            learned=learned,
+            labelled=labelled,
+            schedule=f"{schedule.T} steps, SNR {first:.6g} to {last:.6g}",
         ),
         lr_factor=warmup_cosine(steps, min(warmup, steps // 2)),
         folder=folder,

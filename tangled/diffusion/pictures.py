@@ -61,7 +61,7 @@ class PictureFolder(Dataset):
 
     Raises:
         ValueError: if there are none, one cannot be read or has more than 8
-            bits a channel, or sizes differ.
+            bits a channel, sizes differ, or an argument is not as said.
     """
 
     ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -72,6 +72,10 @@ class PictureFolder(Dataset):
         modes = {1: "L", 3: "RGB"}
         if channels not in modes:
             raise ValueError(f"channels must be 1 or 3, got {channels!r}")
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ValueError(f"size must be a whole number > 0, got {size!r}")
+        if not Path(folder).is_dir():
+            raise ValueError(f"{folder} is not a folder")
         self.size, self.mode = size, modes[channels]
         found = sorted(Path(folder).rglob("*"))
         self.files = [f for f in found if f.suffix.lower() in self.ENDINGS]
@@ -94,7 +98,7 @@ class PictureFolder(Dataset):
                 if picture.mode[0] in "IF":  # cut to 255 by `convert`
                     raise ValueError(f"{file} has more than 8 bits a channel")
                 return take(picture)
-        except OSError as error:
+        except (OSError, SyntaxError) as error:  # of the file, not of Python
             raise ValueError(f"{file} cannot be read: {error}") from None
 
     def __len__(self) -> int:
@@ -126,7 +130,17 @@ def _upright_size(picture: Image.Image) -> tuple[int, int]:
 def picture_grid(
     x0: Float[Tensor, "B C H W"], columns: int = 8, gap: int = 2
 ) -> Image.Image:
-    """Return pictures in [-1, 1] as one, in rows, with white between them."""
+    """Return pictures in [-1, 1] as one, in rows, with white between them.
+
+    Raises:
+        ValueError: if there is no picture or no column, or pictures have not
+            1 or 3 channels.
+    """
+    if not len(x0) or columns < 1 or x0.shape[1] not in (1, 3):
+        raise ValueError(
+            "a grid needs a column, a picture and 1 or 3 channels, "
+            f"got columns = {columns} and {list(x0.shape)}"
+        )
     levels = ((x0.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round()
     count, _, high, wide = levels.shape
     columns = min(columns, count)
@@ -141,13 +155,25 @@ def picture_grid(
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A trained network, with all that one must know to draw with it."""
+    """A trained network, with all that one must know to draw with it.
+
+    Raises:
+        ValueError: if the prediction or the variance is not known.
+    """
 
     network: nn.Module  # a UNet
     schedule: Schedule
     prediction: str = Prediction.EPS
     variance: str = "small"  # or "large", "learned"
     clip: bool = True  # guesses of x_0 to [-1, 1]
+
+    def __post_init__(self) -> None:
+        Prediction(self.prediction)
+        if self.variance not in _VARIANCES:
+            names = ", ".join(_VARIANCES)
+            raise ValueError(
+                f"variance must be one of {names}, got {self.variance!r}"
+            )
 
 
 _PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -200,8 +226,8 @@ def load_pipeline(folder: str | Path) -> Pipeline:
     """
     file = Path(folder, "scheduler", "scheduler_config.json")
     try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        config = dict(json.loads(file.read_bytes()))
+    except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from None
     named = {theirs: ours for ours, theirs in _PREDICTIONS.items()}
     spread = {theirs: ours for ours, theirs in _VARIANCES.items()}
@@ -217,7 +243,7 @@ def load_pipeline(folder: str | Path) -> Pipeline:
             raise ValueError(f"{file}: {what} is not supported")
     try:
         schedule = schedule_from_config(config)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
     return Pipeline(
         load_unet(Path(folder, "unet")),
@@ -272,6 +298,13 @@ def bound_in_bits(
     return bits_per_dim(nats, x0[0].numel())
 
 
+def _positive(text: str) -> int:
+    """Return a whole number from 1 on, for the parser."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     """Return what understands the arguments."""
     parser = argparse.ArgumentParser(
@@ -289,22 +322,47 @@ def _parser() -> argparse.ArgumentParser:
         "folder", type=Path, help="of the run; its part 'model' is the result"
     )
     add("--data", default="digits", help="digits, shapes or a folder")
-    add("--size", type=int, help="cut and scale those of a folder")
+    add("--size", type=_positive, help="cut and scale those of a folder")
     add("--grey", action="store_true", help="pictures of a folder in grey")
-    add("--steps", type=int, default=2000, help="of the optimiser")
-    add("--batch-size", type=int, default=64, help="pictures of a step")
+    add("--steps", type=_positive, default=2000, help="of the optimiser")
+    add("--batch-size", type=_positive, default=64, help="pictures of a step")
     add("--lr", type=float, default=1e-3, help="learning rate")
     add(
-        "--widths", type=int, nargs="+", default=[32, 64, 64], help="channels"
+        "--widths",
+        type=_positive,
+        nargs="+",
+        default=[32, 64, 64],
+        help="channels of each level, the finest first",
     )
-    add("--blocks", type=int, default=1, help="residual blocks of a level")
-    add("--schedule", default="cosine", help="cosine, linear, sigmoid")
-    add("--T", type=int, default=1000, help="steps of diffusion")
-    add("--prediction", default="v", help="eps, x0 or v")
+    add(
+        "--blocks",
+        type=_positive,
+        default=1,
+        help="residual blocks of a level",
+    )
+    kinds = ("cosine", "linear", "scaled_linear", "sigmoid")
+    add("--schedule", choices=kinds, default="cosine", help="of the noise")
+    add("--T", type=_positive, default=1000, help="steps of diffusion")
+    add(
+        "--prediction",
+        choices=[*_PREDICTIONS],
+        default="v",
+        help="what the network is asked for",
+    )
     add("--learned-variance", action="store_true", help="train it as well")
     add("--ema", type=float, default=0.995, help="decay of the average")
-    add("--precision", default="float32", help="or bfloat16")
-    add("--save-every", type=int, default=200, help="steps")
+    add(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the layers that can",
+    )
+    add(
+        "--save-every",
+        type=_positive,
+        default=200,
+        help="steps from one checkpoint to the next",
+    )
     add(
         "--seed",
         type=int,
@@ -316,22 +374,28 @@ def _parser() -> argparse.ArgumentParser:
     ).add_argument
     add("model", type=Path, help="a folder that `train` or diffusers wrote")
     add("picture", type=Path, help="a file to write, such as grid.png")
-    add("--count", type=int, default=16, help="pictures")
+    add("--count", type=_positive, default=16, help="pictures")
     add("--sampler", choices=("ddim", "ddpm"), default="ddim", help="method")
-    add("--steps", type=int, default=50, help="calls of the network")
-    add("--eta", type=float, default=0.0, help="share of fresh noise, DDIM")
-    add("--size", type=int, help="of the pictures, if not what was learned")
+    add("--steps", type=_positive, default=50, help="calls of the network")
+    add("--eta", type=float, help="share of fresh noise, of ddim only")
+    add(
+        "--size",
+        type=_positive,
+        help="of the pictures, if not what was learned",
+    )
     add("--seed", type=int, default=0, help="of the noise")
     return parser
 
 
 def _pictures(data: str, size: int | None, grey: bool) -> Any:
     """Return the data set of this name, or that of a folder."""
+    if data not in ("digits", "shapes"):
+        return PictureFolder(data, size, 1 if grey else 3)
+    if size or grey:
+        raise ValueError(f"--size and --grey are for a folder, not {data}")
     if data == "digits":
         return digits().train
-    if data == "shapes":
-        return shapes(12_000, 0, first=1000)
-    return PictureFolder(data, size, 1 if grey else 3)
+    return shapes(12_000, 0, first=1000)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -350,6 +414,18 @@ def _train(options: argparse.Namespace) -> None:
             "and each is cut to a square"
         )
     widths = tuple(options.widths)
+    if side % (part := 2 ** (len(widths) - 1)):
+        raise ValueError(
+            f"{len(widths)} widths halve a picture to {part} parts, but "
+            f"those of {options.data} have the side {side}: name a --size"
+        )
+    schedule = schedule_named(options.schedule, options.T)
+    if (left := schedule.signal[-1].item()) > 0.1:
+        raise ValueError(
+            f"--schedule {options.schedule} with --T {options.T} ends with "
+            f"{left:.2f} of the signal, and drawing begins with none: take "
+            "cosine, or more steps"
+        )
     with process_group() as device:
         torch.manual_seed(options.seed)
         config = UNetConfig(
@@ -362,7 +438,6 @@ def _train(options: argparse.Namespace) -> None:
             head_dim=math.gcd(32, widths[-1]),
             size=side,
         )
-        schedule = schedule_named(options.schedule, options.T)
         run = fit(
             UNet(config).to(device),
             data,
@@ -387,10 +462,14 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     """Draw pictures and write them as one."""
-    if options.count < 1:
-        raise ValueError(f"count must be at least 1, got {options.count}")
     if options.picture.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{options.picture} has no ending of a picture file")
+    if not options.picture.parent.is_dir():
+        raise ValueError(f"{options.picture.parent} is not a folder")
+    if options.sampler == "ddpm" and options.eta is not None:
+        raise ValueError(
+            "--eta is for --sampler ddim: ddpm has its own noise"
+        )
     pipeline = load_pipeline(options.model)
     config = pipeline.network.config
     size = options.size or config.size
@@ -423,7 +502,7 @@ def _sample(options: argparse.Namespace) -> None:
                 if learned
                 else network,
                 noise,
-                eta=options.eta,
+                eta=options.eta or 0.0,
                 **common,
             )
     columns = math.ceil(options.count**0.5)

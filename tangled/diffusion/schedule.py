@@ -250,7 +250,7 @@ def step_list(T: int, n: int, spacing: str = "linspace") -> list[int]:
     """Return n decreasing steps of 1..T, as equal as whole numbers allow.
 
     "linspace" runs from T to 1; "trailing" from T down in strides of T / n;
-    "leading" from 1 up in strides of T // n, so that it never sees T. The
+    "leading" from 1 up in strides of T // n: it sees T only if n = T. The
     names, and the strides, are those of the library diffusers.
 
     Raises:
@@ -319,7 +319,9 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     """Return the schedule in a scheduler_config.json of diffusers.
 
     Raises:
-        ValueError: if a key or the name of the schedule is not known.
+        TypeError: if a number is not one.
+        ValueError: if a key or the name of the schedule is not known, or
+            there are more betas than steps, or less.
     """
     own = {
         "beta_end": 0.02,
@@ -337,6 +339,11 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     T, name = own["num_train_timesteps"], own["beta_schedule"]
     if own["trained_betas"] is not None:
         schedule = Schedule.from_betas(own["trained_betas"])
+        if given.get("num_train_timesteps", schedule.T) != schedule.T:
+            raise ValueError(
+                f"num_train_timesteps is {T}, but there are {schedule.T} "
+                "trained_betas"
+            )
     elif name == "squaredcos_cap_v2":
         schedule = Schedule.cosine(T)
     elif name in _MAKERS:

@@ -357,6 +357,27 @@ def test_inversion_by_hand():
     assert_close(found, euler_step(x, eps, 2, 7, q))
 
 
+def test_inversion_asks_a_network_as_the_sampler_does():
+    class Flaky(torch.nn.Module):
+        def forward(self, xt, t):
+            assert not self.training
+            return torch.where(t[:, None] >= 6, torch.nan, xt / 2)
+
+    network, x, q = Flaky(), noise(2, 3), Schedule.linear(10)
+    with pytest.raises(FloatingPointError, match="not finite at t = 6"):
+        ddim_invert(network, x, q, [9, 8, 6, 3])
+    assert network.training
+    # the highest level is where it ends; nobody is asked there
+    found = ddim_invert(network, x, q, iter([6, 3]))
+    assert torch.equal(found, ddim_invert(half, x, q, [6, 3]))
+
+
+@pytest.mark.usefixtures("plain_errors")
+def test_noises_that_are_not_alike_have_no_circle():
+    with pytest.raises(ValueError, match="y must have the shape of x"):
+        slerp(noise(2, 3), noise(1, 3), 0.5)
+
+
 @pytest.mark.verifies("eq-slerp")
 def test_the_great_circle():
     x, y = noise(4, 3, 5), noise(4, 3, 5, seed=1)

@@ -28,6 +28,7 @@ from tangled.diffusion.prediction import (
     hybrid_losses,
 )
 from tangled.diffusion.schedule import Schedule, zero_terminal_snr
+from tangled.foundations.training import TrainingError
 from tangled.workshop.statistics import standard_score
 
 
@@ -366,6 +367,35 @@ def test_nothing_is_shown_unless_it_is_asked_for(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("plain_errors")
+def test_steps_may_be_a_tensor():
+    q, x = Schedule.linear(20), noise(3, 2)
+    found = ddpm_sample(half, x, q, torch.tensor([20, 7]), generator=seeded())
+    exact = ddpm_sample(half, x, q, [20, 7], generator=seeded())
+    assert torch.equal(found, exact)
+    with pytest.raises(TypeError, match="steps must be whole"):
+        ddpm_sample(half, x, q, torch.tensor([20.0, 7.0]))
+
+
+@pytest.mark.usefixtures("plain_errors")
+def test_whole_numbers_are_no_noise():
+    x = torch.ones(3, 2, dtype=torch.int64)
+    with pytest.raises(TypeError, match="xT must be a floating tensor"):
+        ddpm_sample(half, x, Schedule.linear(20), [20, 7])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_learned_variance_needs_twice_the_channels(channels):
+    with pytest.raises(ValueError, match=f"two channels .*got {channels} in"):
+        ddpm_sample(
+            half,
+            noise(2, channels, 4, 4),
+            Schedule.linear(20),
+            [20, 7],
+            variance="learned",
+        )
+
+
 @pytest.mark.verifies("alg-ddpm", "eq-respaced")
 def test_the_network_is_asked_at_the_steps_that_it_was_trained_for():
     """Exact noise of data N(0, 1) at the full chain's steps keeps variance."""
@@ -451,6 +481,23 @@ def test_losses_of_a_learned_variance_are_the_hybrid_ones():
     output, share = halves(raw)
     assert torch.equal(output, raw[:, :1])
     assert_close(2 * share - 1, raw[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prediction": "v"}, "prediction eps, this one has v"),
+        ({"schedule": Schedule.cosine(20)}, "schedule 20 steps, SNR"),
+        ({"learned": True}, "learned False, this one has True"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_loss_only(change, words, tmp_path):
+    plain = {"schedule": Schedule.linear(20), "folder": tmp_path / "run"}
+    plain |= {"data": noise(64, 2, dtype=torch.float32), "steps": 2}
+    fit(PointNetwork(), **plain)
+    with pytest.raises(TrainingError, match=words):
+        fit(PointNetwork(), **plain | change)
+    assert fit(PointNetwork(), **plain).step == 2
 
 
 def test_fit_goes_on_where_it_was(tmp_path):

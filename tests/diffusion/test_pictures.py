@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,8 +150,12 @@ def test_other_channels_than_grey_and_colour_are_refused(folder, channels):
 
 
 def test_folders_that_cannot_be_used_are_refused(folder, tmp_path):
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match="has no files"):
         PictureFolder(tmp_path / "nothing")
+    for place in (tmp_path / "nowhere", folder / "0.png"):
+        with pytest.raises(ValueError, match="is not a folder"):
+            PictureFolder(place)
     Image.fromarray(pixels(9, 12)).save(folder / "other.png")
     with pytest.raises(ValueError, match=r"other.png is 12 x 9|12 x 8 and"):
         PictureFolder(folder)
@@ -165,6 +170,30 @@ def test_a_picture_that_is_cut_off_is_named_when_it_is_read(folder):
     (folder / "2.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"2.png cannot be read"):
         PictureFolder(folder)[2]
+    # a chunk that says to be shorter than it is
+    at = content.index(b"IDAT")
+    short = int.from_bytes(content[at - 4 : at], "big") - 100
+    torn = content[: at - 4] + short.to_bytes(4, "big") + content[at:]
+    (folder / "2.png").write_bytes(torn)
+    with pytest.raises(ValueError, match=r"2.png cannot be read"):
+        PictureFolder(folder)[2]
+
+
+@pytest.mark.usefixtures("plain_errors")
+@pytest.mark.parametrize("size", [0, -3, 3.5, "8"])
+def test_sizes_that_no_picture_has_are_refused(size, folder):
+    with pytest.raises(ValueError, match="size must be a whole number > 0"):
+        PictureFolder(folder, size)
+
+
+@pytest.mark.usefixtures("plain_errors")
+@pytest.mark.parametrize(
+    ("shape", "columns"),
+    [((0, 3, 4, 4), 8), ((1, 3, 4, 4), 0), ((1, 2, 4, 4), 8)],
+)
+def test_grids_of_nothing_are_refused(shape, columns):
+    with pytest.raises(ValueError, match="a grid needs a column, a picture"):
+        picture_grid(torch.zeros(shape), columns)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (4, 4)), (5, (16, 10))])
@@ -322,6 +351,10 @@ def test_the_defaults_are_those_of_the_library():
             "unknown keys of a schedule: colour",
         ),
         ({"beta_schedule": "laplace"}, "unknown beta_schedule 'laplace'"),
+        (
+            {"trained_betas": [0.1, 0.2], "num_train_timesteps": 5},
+            "num_train_timesteps is 5, but there are 2 trained_betas",
+        ),
     ],
 )
 def test_a_schedule_that_is_not_known_is_refused(config, words):
@@ -349,6 +382,7 @@ def test_a_pipeline_survives_the_way_to_disk_and_back(
     assert torch.equal(back.schedule.beta, mine.schedule.beta)
 
 
+@pytest.mark.usefixtures("plain_errors")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -357,6 +391,7 @@ def test_a_pipeline_survives_the_way_to_disk_and_back(
         ({"thresholding": True}, "thresholding"),
         ({"clip_sample_range": 2.0}, "clip_sample_range"),
         ({"colour": 1}, "colour"),
+        ({"trained_betas": None, "num_train_timesteps": "x"}, "T = 'x'"),
     ],
 )
 def test_conventions_that_are_not_ours_are_refused(change, words, tmp_path):
@@ -365,14 +400,24 @@ def test_conventions_that_are_not_ours_are_refused(change, words, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=f"scheduler_config.json: .*{words}"):
         load_pipeline(tmp_path / "model")
-    file.write_text("{")
-    with pytest.raises(CheckpointError, match=r"cannot read .*scheduler_con"):
-        load_pipeline(tmp_path / "model")
+    for torn in ("{", "7"):
+        file.write_text(torn)
+        with pytest.raises(
+            CheckpointError, match=r"cannot read .*scheduler_c"
+        ):
+            load_pipeline(tmp_path / "model")
 
 
 def test_a_prediction_that_they_do_not_know_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="cannot predict 'score'"):
         save_pipeline(pipeline(prediction="score"), tmp_path / "model")
+
+
+def test_words_that_no_pipeline_has_are_refused_before_they_are_used():
+    with pytest.raises(ValueError, match="prediction must be one of eps"):
+        pipeline(prediction="noise")
+    with pytest.raises(ValueError, match="variance must be one of small"):
+        pipeline(variance="middling")
 
 
 def test_the_bound_refuses_noise_where_it_says_nothing():
@@ -520,17 +565,22 @@ def test_a_run_that_is_stopped_goes_on(folder, tmp_path):
     ("arguments", "words"),
     [
         (["sample", "nowhere", "grid.png"], "nowhere"),
-        (["train", "run", "--data", "nowhere"], "nowhere has no files"),
-        (
-            ["train", "run", "--schedule", "flat"],
-            "name must be one of linear",
-        ),
-        (
-            ["train", "run", "--prediction", "noise"],
-            "prediction must be one of",
-        ),
-        (["train", "run", "--precision", "int8"], "precision must be"),
+        (["train", "run", "--data", "nowhere"], "nowhere is not a folder"),
+        (["train", "run", "--data", "."], ". has no files .png"),
         (["train", "run", "--batch-size", "5000"], "batch_size"),
+        (["train", "run", "--ema", "2"], "ema_decay must lie in [0, 1)"),
+        (["train", "run", "--lr", "-1"], "learning rate"),
+        (["train", "run", "--widths", "9"], "widths must be"),
+        (["train", "run", "--size", "8"], "--size and --grey are for a fold"),
+        (["train", "run", "--grey"], "--size and --grey are for a folder"),
+        (
+            ["train", "run", "--schedule", "linear", "--T", "100"],
+            "--T 100 ends with 0.60 of the signal",
+        ),
+        (
+            ["train", "run", "--widths", "8", "8", "8", "8", "8"],
+            "5 widths halve a picture to 16 parts",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_sentence(
@@ -542,6 +592,58 @@ def test_mistakes_on_the_command_line_are_one_sentence(
     assert words in told
     assert "\n" not in told
     assert "Traceback" not in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "run", "--schedule", "flat"], "argument --schedule"),
+        (["train", "run", "--prediction", "noise"], "argument --prediction"),
+        # diffusers has no such network, and one would learn it after a day
+        (["train", "run", "--prediction", "score"], "argument --prediction"),
+        (["train", "run", "--precision", "int8"], "argument --precision"),
+        (["train", "run", "--steps", "0"], "argument --steps: must be at"),
+        (["train", "run", "--T", "0"], "argument --T: must be at least 1"),
+        (["train", "run", "--save-every", "0"], "argument --save-every"),
+        (["train", "run", "--widths", "8", "-8"], "argument --widths"),
+        (["train", "run", "--size", "0"], "argument --size: must be at"),
+        (["sample", "model", "a.png", "--count", "0"], "argument --count"),
+        (["sample", "model", "a.png", "--count", "-1"], "got -1"),
+        (["sample", "model", "a.png", "--size", "-8"], "argument --size"),
+        (["sample", "model", "a.png", "--steps", "x"], "argument --steps"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(arguments)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--prediction", "eps"], "prediction v, this one has eps"),
+        (["--learned-variance"], "learned False, this one has True"),
+        (["--schedule", "linear", "--T", "1000"], "schedule 20 steps, SNR"),
+        (["--T", "21"], "this one has 21 steps, SNR"),
+        (["--widths", "8", "24"], "misshaped"),
+        (["--lr", "0.5"], "lr of parameter group 0"),
+        (["--seed", "1"], "seed 0, this one has 1"),
+    ],
+)
+def test_a_run_of_another_loss_does_not_go_on(
+    change, words, folder, tmp_path, capsys
+):
+    start = ["train", str(tmp_path / "run"), "--data", str(folder)]
+    start += ["--size", "8", "--steps", "3", *RUN]
+    assert command(start) == 0
+    shutil.rmtree(tmp_path / "run" / "model")  # as if it had been stopped
+    assert command([*start, *change]) == 1
+    assert words in capsys.readouterr().err
+    assert command([*start, "--steps", "4"]) == 1  # another cosine
+    assert command(start) == 0
 
 
 @pytest.mark.parametrize("mode", [[], ["train"], ["sample"]])
@@ -602,14 +704,16 @@ def test_rectangles_ask_for_a_size_and_sizes_for_enough_halvings(
     assert command(start) == 1
     assert "pictures of 12 x 8: name a size" in capsys.readouterr().err
     assert command([*start, "--size", "9"]) == 1
-    assert "must be multiples of 2" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "2 widths halve a picture to 2 parts" in told
+    assert "have the side 9: name a --size" in told
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--count", "0"], "count must be at least 1, got 0"),
-        (["--count", "-1"], "count must be at least 1, got -1"),
+        (["--eta", "0", "--sampler", "ddpm"], "--eta is for --sampler ddim"),
         (["--steps", "31"], "1 <= n <= T, got n = 31, T = 30"),
         (["--steps", "9", "--size", "7"], "must be multiples of 2"),
         (["--steps", "9", "--eta", "2"], "eta must"),
@@ -633,5 +737,8 @@ def test_an_ending_that_is_no_picture_is_refused_before_drawing(
     line = ["sample", str(tmp_path / "model"), str(tmp_path / "grid.txt")]
     assert command(line) == 1
     assert "no ending of a picture" in capsys.readouterr().err
+    line = ["sample", str(tmp_path / "model"), str(tmp_path / "no" / "a.png")]
+    assert command(line) == 1
+    assert "no is not a folder" in capsys.readouterr().err
     line = ["sample", str(tmp_path / "model"), str(tmp_path / "GRID.PNG")]
     assert command([*line, "--steps", "2", "--count", "1"]) == 0

@@ -41,10 +41,11 @@ def check_brightness(lost: Callable[[float, float, float], tuple]) -> None:
     """Check sqrt(D) times the brightness, with D = 128^2, in both schedules."""
     usual, mean, std = Schedule.scaled_linear(1000), 128 * 0.4, 128 * 0.5
     new = zero_terminal_snr(usual)
-    assert ends(new, mean, std) == pytest.approx((mean, std), rel=0.02)
-    found = ends(usual, mean, std)
-    said = lost(usual.signal[-1].item(), 0.4, 0.5)
-    assert [x / 128 for x in found] == pytest.approx(said, rel=0.02)
+    whole = pytest.approx((mean, std), rel=0.02)
+    assert ends(new, mean, std) == whole, "lost in spite of the cure"
+    found = [x / 128 for x in ends(usual, mean, std)]
+    said = pytest.approx(lost(usual.signal[-1].item(), 0.4, 0.5), rel=0.02)
+    assert found == said, "another brightness"
 
 
 def lost_brightness(a: float, mean: float, std: float) -> tuple:
@@ -75,5 +76,5 @@ def test_a_jump_and_a_forgotten_dimension_are_caught():
         check_rescaled(only_the_last)
     with pytest.raises(AssertionError, match="signal at the end"):
         check_rescaled(lambda q: q)  # WRONG: as it was
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="another brightness"):
         check_brightness(of_one_number)
