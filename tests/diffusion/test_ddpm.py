@@ -427,6 +427,22 @@ def test_a_network_for_points_may_return_more_than_it_takes():
     assert PointNetwork(3)(xt[:, [0, 1, 1]], t).shape == (5, 3)
 
 
+@pytest.mark.usefixtures("plain_errors")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_compiled_network_draws_the_same():
+    torch.manual_seed(0)
+    plain = PointNetwork()
+    torch.compiler.reset()
+    compiled = torch.compile(plain, fullgraph=True, backend="eager")
+    q, x = Schedule.cosine(20), noise(4, 2, dtype=torch.float32)
+    drawn = [
+        ddpm_sample(network, x, q, [20, 9, 1], generator=seeded(1))
+        for network in (plain, compiled)
+    ]
+    assert torch.equal(*drawn)
+    assert plain.training
+
+
 def test_samples_follow_the_generator_and_the_noise():
     q = Schedule.cosine(20)
 

@@ -64,6 +64,49 @@ def test_the_deterministic_path_is_theirs(spacing, kind):
     assert_close(found, exact, rtol=0, atol=2e-5 * scale)
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("to_data", [True, False])
+def test_offsets_and_the_end_of_their_path_are_ours_by_other_steps(
+    offset, to_data
+):
+    """Without set_alpha_to_one theirs ends at the noise of our step 1."""
+    peer = diffusers.DDIMScheduler(
+        1000, steps_offset=offset, set_alpha_to_one=to_data, **OPTIONS
+    )
+    peer.set_timesteps(50)
+    steps = [t + offset for t in step_list(1000, 50, "leading")]
+    assert [i + 1 for i in peer.timesteps.tolist()] == steps
+    exact = theirs(peer, 0.0, start())
+    q, x = Schedule.linear(1000), start().double()
+    for t, s in pairwise([*steps, 0 if to_data else 1]):
+        at = torch.full((3,), t)
+        guess = convert(network(x.float(), at), x, at, q, "eps", "x0")
+        x = ddim_mean(guess, x, t, s, q)
+    scale = exact.abs().max().item()
+    assert_close(x.float(), exact, rtol=0, atol=2e-5 * scale)
+    ours = ddim_sample(network, start(), q, steps)
+    near = (ours - exact).abs().max() < 2e-5 * scale
+    assert near == to_data
+
+
+def test_their_clipped_guess_keeps_the_old_noise_unless_told():
+    peer = diffusers.DDIMScheduler(1000, **OPTIONS | {"clip_sample": True})
+    peer.set_timesteps(50)
+    found = {}
+    for told in (True, False):
+        x = start()
+        for i in peer.timesteps.tolist():
+            output = network(x, torch.full((3,), i + 1))
+            x = peer.step(output, i, x, use_clipped_model_output=told)
+            x = x.prev_sample
+        found[told] = x
+    steps = step_list(1000, 50, "leading")
+    q = Schedule.linear(1000)
+    ours = ddim_sample(network, start(), q, steps, clip=True)
+    assert_close(ours, found[True], rtol=0, atol=2e-5)
+    assert (ours - found[False]).abs().max() > 0.1
+
+
 def test_where_their_stride_is_not_their_list_the_paths_part():
     """Theirs goes to i - 1000 // n, not to the next step of its own list."""
     peer = diffusers.DDIMScheduler(
