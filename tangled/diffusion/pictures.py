@@ -414,10 +414,10 @@ def _train(options: argparse.Namespace) -> None:
             "and each is cut to a square"
         )
     widths = tuple(options.widths)
-    if side % (part := 2 ** (len(widths) - 1)):
+    if side % 2 ** (halvings := len(widths) - 1):
         raise ValueError(
-            f"{len(widths)} widths halve a picture to {part} parts, but "
-            f"those of {options.data} have the side {side}: name a --size"
+            f"{len(widths)} widths halve pictures {halvings} times, but those "
+            f"of {options.data} have the side {side}: name another --size"
         )
     schedule = schedule_named(options.schedule, options.T)
     if (left := schedule.signal[-1].item()) > 0.1:

@@ -579,7 +579,7 @@ def test_a_run_that_is_stopped_goes_on(folder, tmp_path):
         ),
         (
             ["train", "run", "--widths", "8", "8", "8", "8", "8"],
-            "5 widths halve a picture to 16 parts",
+            "5 widths halve pictures 4 times, but those of digits have",
         ),
     ],
 )
@@ -705,8 +705,8 @@ def test_rectangles_ask_for_a_size_and_sizes_for_enough_halvings(
     assert "pictures of 12 x 8: name a size" in capsys.readouterr().err
     assert command([*start, "--size", "9"]) == 1
     told = capsys.readouterr().err
-    assert "2 widths halve a picture to 2 parts" in told
-    assert "have the side 9: name a --size" in told
+    assert "2 widths halve pictures 1 times" in told
+    assert "have the side 9: name another --size" in told
     assert not (tmp_path / "run").exists()
 
 
