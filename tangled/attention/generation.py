@@ -25,10 +25,10 @@ __all__ = [
 
 
 class LayerCache:
-    """The keys and values of all places that one attention has read.
+    """The keys and values of one attention that later places may read.
 
-    Room for `capacity` places is taken at the first use. With a window, too,
-    all of them are kept.
+    Room for `capacity` places is taken at the first use. With a window the
+    last `window` - 1 are kept, and no room is taken.
 
     Implements thm-cache-exact (book/attention/pretrained.md).
     """
@@ -44,9 +44,10 @@ class LayerCache:
         read: Float[Tensor, "B n d"],
         rotate: Rotate | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Add those of the new rows; return all, [B, h_kv, length, d_k].
+        """Add those of the new rows; return all that these may read.
 
-        Raises ValueError if there is no room, or the batch is another.
+        They are [B, h_kv, places, d_k], those of the new rows last. Raises
+        ValueError if there is no room, or the batch is another.
         """
         k, v = layer.keys_values(read, rotate)
         begin, end = self.length, self.length + k.shape[2]
@@ -55,14 +56,20 @@ class LayerCache:
                 f"the cache has {self.capacity} places, and {end} are needed"
             )
         if self.k is None or self.v is None:
-            self.k = k.new_empty(*k.shape[:2], self.capacity, k.shape[3])
-            self.v = v.new_empty(*v.shape[:2], self.capacity, v.shape[3])
+            room = 0 if layer.window else self.capacity
+            self.k = k.new_empty(*k.shape[:2], room, k.shape[3])
+            self.v = v.new_empty(*v.shape[:2], room, v.shape[3])
         if len(k) != len(self.k):
             raise ValueError(
                 f"the cache is of {len(self.k)} rows, and {len(k)} came"
             )
-        self.k[:, :, begin:end], self.v[:, :, begin:end] = k, v
         self.length = end
+        if layer.window:
+            k, v = torch.cat([self.k, k], 2), torch.cat([self.v, v], 2)
+            gone = max(0, k.shape[2] - layer.window + 1)
+            self.k, self.v = k[:, :, gone:], v[:, :, gone:]
+            return k, v
+        self.k[:, :, begin:end], self.v[:, :, begin:end] = k, v
         return self.k[:, :, :end], self.v[:, :, :end]
 
 

@@ -55,14 +55,18 @@ def next_token_losses(
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_p = logits[:, :-1].log_softmax(-1, dtype=wide)
     losses = -log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return losses if mask is None else losses * (mask[:, 1:] & mask[:, :-1])
+    if mask is None:
+        return losses
+    return losses.masked_fill(~(mask[:, 1:] & mask[:, :-1]), 0)
 
 
 @dataclass(frozen=True)
 class ModernConfig(TransformerConfig):
     """The sizes and parts of a language model; the defaults are Llama's.
 
-    Raises ValueError as `TransformerConfig` does.
+    Only the head is tied, and Llama's is not. Raises ValueError as
+    `TransformerConfig` does, for a size here too, or if more coordinates are
+    to be turned than a head has.
     """
 
     norm_first: bool = True
@@ -84,6 +88,20 @@ class ModernConfig(TransformerConfig):
     rotary_scaling: Callable[[Tensor], Tensor] | None = None
     head_bias: bool = False  # in the map from rows to logits
     initial_std: float | None = None  # of matrices; else 1 / sqrt(columns)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("n_kv_heads", "d_head", "window", "rotary_width"):
+            size = getattr(self, name)
+            if size is not None and (type(size) is not int or size < 1):
+                raise ValueError(
+                    f"{name} must be a whole number from 1 on, got {size!r}"
+                )
+        if (self.rotary_width or 0) > self.d_k:
+            raise ValueError(
+                f"rotary_width must be at most the width of a head, "
+                f"{self.d_k}, got {self.rotary_width}"
+            )
 
     @property
     def d_k(self) -> int:
@@ -123,7 +141,8 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens: whole numbers below `vocab`.
-            mask: which tokens may be read; all, if there is none.
+            mask: which tokens may be read, those in a cache first; all, if
+                there is none.
             places: where the tokens stand; else at 0, 1, 2, ...
             cache: for each block, what keeps earlier keys and values.
             last: only those after the last token, [B, 1, vocab].
@@ -134,6 +153,9 @@ class LanguageModel(nn.Module):
             places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.embed(tokens, places)
         rotate = self.embed.positions.rotation(places, x.dtype)
+        if mask is not None and cache is not None and self.config.window:
+            reach = tokens.shape[1] + self.config.window - 1
+            mask = mask[:, -reach:]  # a cache keeps no more
         x = self.stack(x, mask=keys_mask(mask), rotate=rotate, cache=cache)
         return self.head(x[:, -1:] if last else x)
 

@@ -144,8 +144,8 @@ def _read_scaling(theirs: Mapping[str, Any] | None) -> Any:
     given = dict(theirs or {})
     if given.get("partial_rotary_factor") == 1:
         del given["partial_rotary_factor"]
-    kinds = [given.pop(k) for k in ("rope_type", "type") if k in given]
-    kind = kinds[0] if kinds else "default"
+    kinds = {given.pop(k) for k in ("rope_type", "type") if k in given}
+    [kind] = kinds or {"default"}  # two kinds are a ValueError, too
     if kind == "default" and not given:
         return None
     if kind == "linear" and given.keys() == {"factor"}:
@@ -170,14 +170,18 @@ def _old_spelling(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
     Of today are `rope_parameters`, and a list with a kind for each layer.
     Windows that are switched off need no size. GPT-2 leaves open how wide its
-    networks are.
+    networks are. ValueError if both spellings are there and differ.
     """
     given = {k: v for k, v in theirs.items() if not k.startswith("_")}
     if "rope_parameters" in given:
         rope = dict(given.pop("rope_parameters") or {})
+        now: dict[str, Any] = {"rope_scaling": rope}
         if "rope_theta" in rope:
-            given["rope_theta"] = rope.pop("rope_theta")
-        given["rope_scaling"] = rope
+            now["rope_theta"] = rope.pop("rope_theta")
+        for name, value in now.items():
+            if given.get(name) not in (None, value):
+                raise ValueError(f"rope_parameters and {name} differ")
+        given |= now
     if set(given.get("layer_types") or ()) <= {"full_attention"}:
         given.pop("layer_types", None)
     if given.get("use_sliding_window") is False:
@@ -188,6 +192,10 @@ def _old_spelling(theirs: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+# What a value must be whose default is of this kind: "false" is no False.
+_KINDS: dict[type, Any] = {bool: bool, float: (int, float)}
+
+
 def config_from(
     architecture: Architecture,
     theirs: Mapping[str, Any],
@@ -196,8 +204,9 @@ def config_from(
     """Return the configuration that a config.json asks for.
 
     Raises:
-        ValueError: if a key asks for what this code cannot do, is missing,
-            or is not known and not in `ignore`; all of them are named.
+        ValueError: if a key asks for what this code cannot do, has a value
+            of another kind, is missing, or is not known and not in `ignore`;
+            all of them are named. Or if two spellings of one thing differ.
     """
     given = _old_spelling(theirs)
     for name in HARMLESS | {*ignore}:
@@ -214,7 +223,10 @@ def config_from(
         if value is REQUIRED:
             wrong.append(f"{name} (missing)")
         elif value is not SAME:
+            kinds = _KINDS.get(type(key.default), object)
             try:
+                if not isinstance(value, kinds):
+                    raise TypeError
                 read = key.read(value)
                 if ours.setdefault(key.field, read) != read:
                     raise ValueError(f"another {key.field}")
@@ -738,7 +750,7 @@ def mean_row(
 
 
 class Translator(EncoderDecoder):
-    """The Transformer of 2017 as Marian keeps it: a bias of shape [1, V]."""
+    """The Transformer of 2017 as Marian keeps it: a bias [1, vocab]."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)

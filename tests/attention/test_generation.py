@@ -84,6 +84,42 @@ def test_chunks_with_a_cache_give_what_the_whole_text_gives(variant, cuts):
     assert (torch.cat(found, 1) - whole).abs().max() < 1e-12
 
 
+@pytest.mark.verifies("thm-cache-exact")
+@pytest.mark.parametrize("cuts", [[1] * 20, [7, 1, 5, 1, 6], [2, 18]])
+def test_chunks_of_a_padded_batch_give_what_the_whole_gives(variant, cuts):
+    """The mask has all places; a cache with a window has not."""
+    mask = torch.arange(20) >= torch.tensor([0, 6, 13])[:, None]
+    places, cache, found, begin = places_of(mask), Cache(3, 20), [], 0
+    with torch.no_grad():
+        whole = variant(TOKENS, mask, places=places)
+        for n in cuts:
+            part = slice(begin, begin + n)
+            now = {"places": places[:, part], "cache": cache}
+            found.append(
+                variant(TOKENS[:, part], mask[:, : begin + n], **now)
+            )
+            begin += n
+    error = (torch.cat(found, 1) - whole).abs()
+    assert error[mask].max() < 1e-12
+
+
+@pytest.mark.verifies("thm-cache-exact")
+@pytest.mark.parametrize("window", [1, 4, 7])
+def test_a_cache_keeps_what_a_window_will_read_and_no_more(window):
+    decoder, cache = model(window=window, n_kv_heads=2), Cache(3, 1000)
+    with torch.no_grad():
+        for begin, n in ((0, 3), (3, 9), (12, 1), (13, 1)):
+            part = TOKENS[:, begin : begin + n]
+            places = torch.arange(begin, begin + n)
+            decoder(part, places=places, cache=cache)
+            for own, _ in cache:
+                kept = min(window - 1, begin + n)
+                assert own.k.shape == own.v.shape == (3, 2, kept, 4)
+    held = sum(own.k.untyped_storage().nbytes() for own, _ in cache)
+    assert held <= 3 * (3 * 2 * window * 4) * 8
+    assert cache.length == 14
+
+
 @pytest.mark.verifies("prop-left-padding")
 def test_a_padded_batch_gives_what_its_prompts_give_alone(variant):
     lengths = torch.tensor([20, 13, 1])
@@ -217,14 +253,16 @@ def test_half_precision_is_drawn_in_float32():
 
 
 class TestRefusals:
-    def test_a_full_cache(self):
-        decoder = model()
+    @pytest.mark.parametrize("window", [None, 4])
+    def test_a_full_cache(self, window):
+        decoder = model(window=window)
         cache = Cache(3, 19)
         with pytest.raises(ValueError, match="19 places, and 20 are needed"):
             decoder(TOKENS, cache=cache)
 
-    def test_another_batch(self):
-        decoder, cache = model(), Cache(3, 30)
+    @pytest.mark.parametrize("window", [None, 4])
+    def test_another_batch(self, window):
+        decoder, cache = model(window=window), Cache(3, 30)
         with torch.no_grad():
             decoder(TOKENS, cache=cache)
             with pytest.raises(ValueError, match="of 3 rows, and 1 came"):

@@ -154,6 +154,10 @@ def test_the_loss_of_a_padded_text_counts_only_pairs_of_real_tokens():
     mask = torch.tensor([[False, True, True, True, False]])
     found = next_token_losses(logits, tokens, mask)
     assert_close(found, full * torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
+    logits[0, 0] = math.nan  # what a place of padding says is no matter
+    logits[0, 4] = -math.inf
+    again = next_token_losses(logits, tokens, mask)
+    assert torch.equal(again, found)
 
 
 @pytest.mark.verifies("eq-rms-norm")
@@ -263,6 +267,80 @@ def test_scores_stay_bounded_with_gains_and_turns():
     k, _ = layer.keys_values(x, turn)
     scores = q @ k.repeat_interleave(3, 1).mT / 2
     assert scores.abs().max() <= 2 * 3.0 * 0.7 + 1e-9
+
+
+@torch.no_grad()
+@pytest.mark.verifies("prop-score-bound")
+def test_queries_and_keys_have_the_epsilon_of_the_configuration():
+    torch.manual_seed(0)
+    layer = grouped(replace(SMALL, qk_norm=True, norm_eps=0.5)).double()
+    x = torch.randn(1, 5, 12, dtype=torch.float64)
+    plain = layer.w_q(x).unflatten(-1, (6, 2)).transpose(1, 2)
+    square = plain.square().mean(-1, keepdim=True)
+    assert_close(layer.queries(x), plain / (square + 0.5).sqrt())
+    one = grouped(replace(SMALL, qk_norm=True, norm_eps=0.5, n_heads=1))
+    assert_close(one.q_norm(torch.ones(12)), torch.ones(12) / 1.5**0.5)
+    assert_close(one.k_norm(torch.ones(12)), torch.ones(12) / 1.5**0.5)
+
+
+@torch.no_grad()
+def test_norms_have_the_epsilon_of_the_configuration():
+    model = LanguageModel(replace(SMALL, norm_eps=3.0))
+    norms = [m for m in model.modules() if isinstance(m, RMSNorm)]
+    assert len(norms) == 5
+    for norm in norms:
+        assert_close(norm(torch.ones(12)), torch.full((12,), 0.5))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("branch", ["attention", "feed_forward"])
+def test_each_branch_of_a_parallel_block_is_dropped_on_its_own(branch):
+    """An entry is missing or twice as large, and so on average it is right."""
+    torch.manual_seed(0)
+    block = ParallelBlock(replace(SMALL, dropout=0.5)).double()
+    other = {"attention": block.feed_forward.down, "feed_forward": None}
+    (other[branch] or block.attention.w_o).weight.zero_()
+    x = torch.randn(40, 9, 12, dtype=torch.float64)
+    ratio = (block.train()(x) - x) / (block.eval()(x) - x)
+    assert ((ratio.abs() < 1e-9) | ((ratio - 2).abs() < 1e-6)).all()
+    assert abs(standard_score(ratio.flatten(), 1.0, 1.0)) < 5
+
+
+@torch.no_grad()
+def test_weights_of_attention_are_dropped_in_training_alone():
+    torch.manual_seed(0)
+    layer = grouped(replace(SMALL, attention_dropout=0.5)).double()
+    x = torch.randn(1, 1, 12, dtype=torch.float64)  # one weight a head: 1
+    heads = [
+        layer.train().heads(x) / layer.eval().heads(x) for _ in range(60)
+    ]
+    found = torch.stack(heads)[..., 0].flatten()
+    assert ((found.abs() < 1e-9) | ((found - 2).abs() < 1e-9)).all()
+    assert abs(standard_score(found, 1.0, 1.0)) < 5
+    still = [layer.eval()(x) for _ in range(2)]
+    assert torch.equal(*still)
+
+
+@torch.no_grad()
+@pytest.mark.verifies("prop-rope-pairings")
+def test_pairings_are_exchanged_with_all_that_a_head_has():
+    config = replace(
+        SMALL, d_head=8, n_kv_heads=2, qk_norm=True, attention_bias=True
+    )
+    halves = LanguageModel(config).double()
+    for p in halves.parameters():
+        nn.init.normal_(p)
+    other = LanguageModel(replace(config, rotary_pairs="neighbours")).double()
+    other.load_state_dict(halves.state_dict())
+    head = torch.arange(8).reshape(2, 4).T.flatten()
+    exact = halves(texts())
+    for names in (("w_q", "w_k"), ("q_norm", "k_norm")):
+        assert (other(texts()) - exact).abs().max() > 0.1
+        for block in other.stack.blocks:
+            for name in names:
+                for p in getattr(block.attention, name).parameters():
+                    p.copy_(p.unflatten(0, (-1, 8))[:, head].flatten(0, 1))
+    assert_close(other(texts()), exact)
 
 
 def test_equal_heads_of_keys_are_one_head():
@@ -390,11 +468,16 @@ def test_a_model_on_meta_can_be_filled_later():
         ({"rotary_width": 1}, "even width"),
         ({"d_model": 9, "n_heads": 3}, "even width, got 3"),
         ({"n_kv_heads": 4}, "4"),
-        ({"window": 0}, "0"),
+        ({"window": 0}, "window must be a whole number"),
+        ({"d_head": 0}, "d_head must be a whole number"),
+        ({"n_kv_heads": 0}, "n_kv_heads must be a whole number"),
+        ({"n_kv_heads": 2.0}, "n_kv_heads must be a whole number"),
+        ({"rotary_width": 0}, "rotary_width must be a whole number"),
+        ({"rotary_width": 4}, "width of a head, 2, got 4"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_bad_configurations_are_refused(change, told):
+def test_bad_configurations_are_refused(change, told, plain_errors):
     with pytest.raises(ValueError, match=told):
         LanguageModel(replace(SMALL, **change))(texts())
 

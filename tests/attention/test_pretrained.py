@@ -190,6 +190,34 @@ def test_todays_spelling_is_yesterdays():
     assert first.rotary_scaling == LinearScaling(4.0)
 
 
+@pytest.mark.parametrize(
+    ("older", "name"),
+    [
+        ({"rope_theta": 5.0}, "rope_theta"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling"),
+    ],
+)
+def test_two_spellings_of_one_thing_must_agree(older, name):
+    family = architecture("LlamaForCausalLM")
+    rope = {"rope_theta": 7e4, "rope_type": "default"}
+    now = LLAMA | {"rope_parameters": rope}
+    assert config_from(family, now | {name: None}) == config_from(family, now)
+    again = now | {"rope_theta": 7e4}
+    assert config_from(family, again) == config_from(family, now)
+    with pytest.raises(
+        ValueError, match=f"rope_parameters and {name} differ"
+    ):
+        config_from(family, now | older)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_key_value_heads": 0}, {"head_dim": 0}, {"head_dim": 4.0}]
+)
+def test_a_size_of_nothing_is_no_default(change, plain_errors):
+    with pytest.raises(ValueError, match="must be a whole number from 1 on"):
+        config_from(architecture("LlamaForCausalLM"), LLAMA | change)
+
+
 def test_every_key_is_of_one_kind():
     """Honoured, harmless or refused, and nothing twice."""
     for family in ARCHITECTURES.values():
@@ -250,6 +278,14 @@ def test_every_honoured_key_changes_the_configuration(name):
             },
             "partial_rotary_factor",
         ),
+        (
+            {"rope_scaling": {"rope_type": "default", "type": "yarn"}},
+            "rope_scaling",
+        ),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false'"),
+        ({"attention_bias": None}, "attention_bias = None"),
+        ({"rms_norm_eps": None}, "rms_norm_eps = None"),
+        ({"rope_theta": "1e4"}, "rope_theta = '1e4'"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"sliding_window": 8}, r"sliding_window \(unknown\)"),
         ({"quantization_config": {}}, r"quantization_config \(unknown\)"),
