@@ -312,7 +312,7 @@ class Costs(NamedTuple):
 
     parameters: int
     flops: int  # of one token that reads `context` tokens, forward
-    cache: int  # keys and values kept of `context` tokens
+    cache: int  # keys and values of the tokens that it reads
 
 
 def costs(config: ModernConfig, context: int) -> Costs:

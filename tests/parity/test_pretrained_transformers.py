@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tangled.attention.pretrained import (
+    REQUIRED,
     architecture,
     checkpoint_tensors,
     config_from,
@@ -348,6 +349,20 @@ def test_the_config_of_its_defaults_is_read_as_it_is_written():
             if default.get(key) != value or key in ("head_dim", *sizes)
         }
         assert config_from(architecture(name), short) == ours
+
+
+@pytest.mark.parametrize(
+    "name", ["GPT2", "Llama", "Mistral", "Qwen3", "Bert", "Marian"]
+)
+def test_all_that_can_be_left_out_has_the_librarys_default(name):
+    """No key of ours is in the file but those that must be."""
+    plain = getattr(transformers, f"{name}Config")()
+    full = json.loads(plain.to_json_string(use_diff=False))
+    kinds = [x for f, x, _ in KINDS.values() if f == name]
+    for family in map(architecture, kinds):
+        needed = {n for n, k in family.keys.items() if k.default is REQUIRED}
+        short = {n: value for n, value in full.items() if n in needed}
+        assert config_from(family, short) == config_from(family, full)
 
 
 def theirs_without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
