@@ -17,6 +17,7 @@ __all__ = [
     "Solutions",
     "Statement",
     "StatementTitle",
+    "Widget",
 ]
 
 
@@ -66,3 +67,7 @@ class Fold(nodes.General, nodes.Element):
 
 class Listing(nodes.General, nodes.Element):
     """The place of something that is written when the whole book has been read."""
+
+
+class Widget(nodes.General, nodes.Element):
+    """An interactive figure; `spec` is what the call in its cell made, as JSON."""

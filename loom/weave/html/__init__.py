@@ -16,6 +16,7 @@ def setup(app: Sphinx) -> None:
     from loom.weave.html import (
         downloads,
         leftovers,
+        live_figures,
         module_pages,
         punctuation,
         search,
@@ -23,5 +24,14 @@ def setup(app: Sphinx) -> None:
         translator,
     )
 
-    for feature in (translator, punctuation, search, module_pages, downloads, sidebar, leftovers):
+    for feature in (
+        translator,
+        punctuation,
+        search,
+        module_pages,
+        downloads,
+        sidebar,
+        live_figures,
+        leftovers,
+    ):
         feature.setup(app)

@@ -5,7 +5,7 @@
 import re
 from pathlib import Path
 
-from docutils.nodes import Element, Text
+from docutils.nodes import Element, SkipNode, Text
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
@@ -13,6 +13,7 @@ from sphinx.writers.html5 import HTML5Translator
 from loom.weave.docstrings import folded
 from loom.weave.html.dark_figures import dark, width
 from loom.weave.html.figure_panels import panels
+from loom.weave.html.live_figures import drawn
 from loom.weave.statements import number
 
 __all__ = ["BookTranslator", "framed", "setup"]
@@ -65,6 +66,10 @@ class BookTranslator(HTML5Translator):
         node["uri"] = f"{self.builder.imgpath}/{name}"
         super().visit_image(node)
         self.body[start:] = [framed("".join(self.body[start:]), width(text), panels(text))]
+
+    def visit_Widget(self, node: Element) -> None:
+        self.body.append(drawn(self.builder, node["spec"]))
+        raise SkipNode
 
     # Statements, proofs, answers, folds, notes
 

@@ -17,6 +17,7 @@ from sphinx.writers.latex import LaTeXTranslator
 
 from loom.weave.docstrings import together
 from loom.weave.latex.lines import LINES, find_line, line_mark, without_marks
+from loom.weave.latex.stills import included
 from loom.weave.nodes import Answer, AnswerHead, Provenance, Statement, StatementTitle
 from loom.weave.statements import number
 
@@ -249,6 +250,10 @@ class BookTranslator(LaTeXTranslator):
         super().depart_container(node)
         if noted(node):
             self.body.append("\n\\end{codewithnote}\n")
+
+    def visit_Widget(self, node: Element) -> None:
+        self.body.append(included(self.builder, node["spec"]))
+        raise nodes.SkipNode
 
     def visit_Provenance(self, node: Element) -> None:
         self.body.append("\n\\begin{provenance}{" + node["place"] + "}")
