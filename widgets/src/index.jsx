@@ -64,5 +64,16 @@ function controls(json, change) {
   return family.controls(props, { ...opening(family, spec, props), ...change });
 }
 
-globalThis.bookFigures = { arrived, controls, families, fault, functions, page, readouts, stills, unpack, widths };
+const state = (json) => {
+  const { spec, family, props } = read(json);
+  return opening(family, spec, props);
+};
+
+// Arrays as plain lists.
+const plain = (value) =>
+  JSON.parse(JSON.stringify(value, (key, part) => (ArrayBuffer.isView(part) ? Array.from(part) : part)));
+
+const names = () => Object.keys(families).sort();
+
+globalThis.bookFigures = { arrived, controls, fault, functions, names, page, plain, readouts, state, stills, unpack, widths };
 if (typeof document !== "undefined") start(families);

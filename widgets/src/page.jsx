@@ -29,10 +29,11 @@ function address(id, state, first) {
   return changed.length ? `#${id}?${new URLSearchParams(changed.map((key) => [key, written(state[key])]))}` : `#${id}`;
 }
 
-// The state that the address asks for, as far as the figure's controls allow it.
+// The state that the address asks for, as far as the figure's controls allow it; none, if it is
+// about something else.
 function asked(id, family, props, first) {
-  const [name, query] = decodeURI(location.hash.slice(1)).split("?");
-  if (name !== id || !query) return first;
+  const [name, query] = location.hash.slice(1).split("?");
+  if (name !== id || !query) return undefined;
   const state = { ...first };
   for (const [key, text] of new URLSearchParams(query)) {
     if (!(key in first)) continue;
@@ -60,7 +61,7 @@ function Live({ root, id, family, spec, props }) {
   useEffect(() => {
     const measured = new ResizeObserver(([{ contentRect }]) => setWidth(contentRect.width < 500 ? NARROW : WIDE));
     measured.observe(root);
-    const follow = () => setState(asked(id, family, props, first));
+    const follow = () => setState((before) => asked(id, family, props, first) ?? before);
     follow();
     addEventListener("hashchange", follow);
     root.dataset.live = "";

@@ -94,7 +94,7 @@ export function Line({ points, stroke, dash, width = 1.8 }) {
 
 // A picture of pixels: `source` is an address or what `bitmap` returns.
 export const Pixels = ({ x, y, width, height, source }) => (
-  <image x={x} y={y} width={width} height={height} href={source} style="image-rendering:pixelated" preserveAspectRatio="none" />
+  <image x={x} y={y} width={width} height={height} href={source} image-rendering="optimizeSpeed" preserveAspectRatio="none" />
 );
 
 // Something to take hold of, by mouse, finger or arrow keys. It moves the state's `x` and, if there

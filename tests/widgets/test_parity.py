@@ -1,0 +1,156 @@
+"""The script that ships beside the package: the same numbers, and slips in it are caught."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loom.figures import SCRIPT, Engine, engine
+from tangled.attention.scaled_dot_product import (
+    attention_scores,
+    attention_weights,
+    entropy,
+    visible,
+)
+from tangled.diffusion.schedule import schedule_named
+from tests.widgets.references import REFERENCES, compare
+from tests.widgets.samples import SAMPLES
+
+FAMILIES = sorted(SAMPLES)
+NAMES = ("linear", "scaled_linear", "cosine", "sigmoid")
+TABLES = (
+    "beta",
+    "alpha_bar",
+    "signal",
+    "noise_std",
+    "snr",
+    "rho",
+    "half_log_snr",
+    "phi",
+)
+
+
+def close(found, wanted: torch.Tensor) -> bool:
+    found = torch.tensor(found, dtype=torch.float64)
+    return torch.allclose(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def check_schedules(script: Engine, name: str, T: int) -> None:
+    tables = script.call("diffusion.schedule.schedule_named", name, T)
+    schedule = schedule_named(name, T)
+    for table in TABLES:
+        wanted = getattr(schedule, table)
+        assert close(tables[table], wanted), f"another {table}"
+
+
+def check_attention(script: Engine, seed: int, n: int, m: int, d: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    k = torch.randn(m, d, generator=generator, dtype=torch.float64)
+    place = "attention.scaled_dot_product."
+    found = script.call(f"{place}attention_scores", q.tolist(), k.tolist())
+    scores = attention_scores(q[None, None], k[None, None])[0, 0]
+    assert close(found, scores), "other scores"
+    for causal, window in ((False, None), (True, None), (True, 2)):
+        if causal and n > m:
+            continue
+        mask = script.call(f"{place}visible", n, m, causal, window)
+        wanted = visible(n, m, causal=causal, window=window)
+        assert mask == wanted.tolist(), "another mask"
+        rows = script.call(
+            f"{place}attention_weights", scores.tolist(), mask
+        )
+        weights = attention_weights(
+            q[None, None], k[None, None], causal=causal, window=window
+        )[0, 0]
+        assert close(rows, weights), "other weights"
+        for row, p in zip(rows, weights, strict=True):
+            h = script.call(f"{place}entropy", row)
+            assert math.isclose(h, entropy(p), abs_tol=1e-9), "entropy"
+
+
+def check_figure(script: Engine, family: str, state: dict) -> None:
+    spec = SAMPLES[family]().spec
+    found = script.call("readouts", spec, state)
+    first = script.call("state", spec)
+    compare(
+        found, REFERENCES[family](json.loads(spec)["props"], {**first, **state})
+    )
+
+
+@given(st.sampled_from(NAMES), st.integers(21, 2000))
+@settings(max_examples=40)
+def test_schedules_are_those_of_the_package(name, T):
+    check_schedules(engine(), name, T)
+
+
+@given(*[st.integers(0, 99)], *[st.integers(1, 9)] * 3)
+@settings(max_examples=40)
+def test_attention_is_that_of_the_package(seed, n, m, d):
+    check_attention(engine(), seed, n, m, d)
+
+
+def test_a_row_that_may_read_nothing_is_zero():
+    place = "attention.scaled_dot_product.attention_weights"
+    assert engine().call(place, [[1.0, 2.0]], [[False, False]]) == [[0, 0]]
+
+
+def values(control: dict) -> st.SearchStrategy:
+    """What a hand can set a control to."""
+    if control["kind"] == "toggle":
+        return st.booleans()
+    if control["kind"] == "choice":
+        return st.sampled_from([option for option, _ in control["options"]])
+    if "stops" in control:
+        return st.sampled_from(control["stops"])
+    steps = round((control["max"] - control["min"]) / control["step"])
+    at = st.integers(0, steps)
+    return at.map(lambda n: control["min"] + n * control["step"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_figure_reads_what_the_package_computes(family):
+    """In any state that its controls allow."""
+    controls = engine().call("controls", SAMPLES[family]().spec, {})
+
+    @given(st.fixed_dictionaries({c["key"]: values(c) for c in controls}))
+    @settings(max_examples=30)
+    def law(state):
+        check_figure(engine(), family, state)
+
+    law()
+
+
+def test_every_family_has_a_sample_and_a_reference():
+    families = engine().call("names")
+    assert families == sorted(SAMPLES) == sorted(REFERENCES)
+
+
+# A slip: what stands in the script, what stands there instead, and a check that must notice it.
+SLIPS = [
+    (".008", ".08", check_schedules, ("cosine", 200)),
+    (".999", "1", check_schedules, ("cosine", 200)),
+    ("Math.cos(", "Math.sin(", check_schedules, ("cosine", 200)),
+    ("85e-5", "85e-6", check_schedules, ("scaled_linear", 200)),
+    ("(-6,6,", "(-6,7,", check_schedules, ("sigmoid", 200)),
+    ("Math.atan", "Math.tan", check_schedules, ("linear", 200)),
+    ("**-.5", "**-1", check_attention, (0, 3, 4, 8)),
+    ("Math.log(", "Math.log2(", check_attention, (0, 3, 4, 8)),
+    ("Math.log(", "Math.log2(", check_schedules, ("linear", 200)),
+]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "check", "arguments"),
+    SLIPS,
+    ids=[f"{right} {wrong}" for right, wrong, *_ in SLIPS],
+)
+def test_a_slip_in_the_script_is_caught(right, wrong, check, arguments):
+    script = SCRIPT.read_text("utf-8")
+    check(engine(), *arguments)
+    assert right in script
+    with pytest.raises(AssertionError):
+        check(Engine(script.replace(right, wrong)), *arguments)
