@@ -7,6 +7,7 @@ the machine's other work than of the figure.
 
 import gzip
 import shutil
+from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -29,8 +30,12 @@ FRAMES = """async ([id, move, updates]) => {
 
 def main() -> None:
     """Print a row for each figure."""
-    pages = [p for p in HTML.rglob("*.html") if 'data-widget="' in p.read_text()]
-    print("figure                    ms CPU an update    KB of data, compressed")
+    pages = [
+        p for p in HTML.rglob("*.html") if 'data-widget="' in p.read_text()
+    ]
+    print(
+        "figure                    ms CPU an update    KB of data, compressed"
+    )
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(
@@ -54,7 +59,7 @@ def measure(page: Page, root) -> None:
     text = root.locator("script").text_content()
     if script:
         file = page.evaluate("s => new URL(s, location).pathname", script)
-        text += open(file).read()
+        text += Path(file).read_text("utf-8")
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     rounds = []

@@ -130,11 +130,14 @@ class Figure:
     spec: str
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
-        seen = engine().call("stills", self.spec, 640)[0] if SCRIPT.is_file() else ""
+        alt: str = json.loads(self.spec)["alt"]
+        seen = f"<p>{html.escape(alt)}</p>"
+        if SCRIPT.is_file():
+            seen = engine().call("stills", self.spec, 640)[0]
         data = html.escape(self.spec, quote=False)
         return {
             "text/html": f'<div data-figure="book">{seen}<template>{data}</template></div>',
-            "text/plain": json.loads(self.spec)["alt"],
+            "text/plain": alt,
         }
 
 

@@ -1,4 +1,4 @@
-"""The call that makes an interactive figure: what it says about bad input, what it puts on a page."""
+"""The call that makes an interactive figure: what it says about bad input, what it draws."""
 
 import json
 
@@ -20,17 +20,29 @@ FAMILIES = sorted(SAMPLES)
         ({"alt": ""}, FigureError, "alt must not be empty"),
         ({"question": 3}, TypeError, "question must be text, got int"),
         ({"stills": []}, FigureError, "stills must name the states"),
-        ({"stills": ["t"]}, TypeError, "a still is a pair of a label and a state"),
+        (
+            {"stills": ["t"]},
+            TypeError,
+            "a still is a pair of a label and a state",
+        ),
         (
             {"stills": [("", {}), ("", {"t": 3})]},
             FigureError,
             "each needs a label",
         ),
-        ({"stills": [("", {"u": 3})]}, FigureError, "has no u, only t, linear"),
+        (
+            {"stills": [("", {"u": 3})]},
+            FigureError,
+            "has no u, only t, linear",
+        ),
         ({"stills": [("", {"t": 201})]}, FigureError, "t cannot be 201"),
         ({"stills": [("", {"t": "3"})]}, FigureError, 't cannot be "3"'),
         ({"colour": "blue"}, FigureError, "function-plot knows no colour"),
-        ({"x": object()}, TypeError, "x must be numbers, text, lists or arrays"),
+        (
+            {"x": object()},
+            TypeError,
+            "x must be numbers, text, lists or arrays",
+        ),
         ({"x": [1.0, float("nan")]}, FigureError, "x holds nan"),
         ({"x": np.array([np.inf])}, FigureError, "is not finite"),
         ({"x": np.array([1j])}, TypeError, "got complex128"),
@@ -39,7 +51,11 @@ FAMILIES = sorted(SAMPLES)
             FigureError,
             "numbers from 0 to 2 do not fit 0 to 1",
         ),
-        ({"x": Quantised([0.0], 0, 1, bits=4)}, FigureError, "bits must be 8 or 16"),
+        (
+            {"x": Quantised([0.0], 0, 1, bits=4)},
+            FigureError,
+            "bits must be 8 or 16",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(changes, error, sentence):
@@ -50,7 +66,9 @@ def test_bad_input_is_refused_in_a_sentence(changes, error, sentence):
 
 
 def test_a_missing_property_and_an_unknown_family_are_named():
-    with pytest.raises(FigureError, match=r"needs x: the number along the axis"):
+    with pytest.raises(
+        FigureError, match=r"needs x: the number along the axis"
+    ):
         widget("function-plot", stills=[("", {})], **WORDS)
     with pytest.raises(FigureError, match=r"no family pie, only"):
         widget("pie", stills=[("", {})], **WORDS)

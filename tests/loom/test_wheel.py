@@ -13,6 +13,10 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 import tangled.diffusion.elbo, tangled.foundations.classifier
 from loom import continues, refuses
+from loom.figures import widget
+words = {"alt": "seen", "question": "asked", "origin": "live"}
+shown = widget("function-plot", stills=[("", {})], **words)._repr_mimebundle_()
+assert shown["text/plain"] == "seen"
 print(json.dumps({n: m.__file__ for n, m in sys.modules.items()
                   if n.partition(".")[0] in ("loom", "tangled", "yaml")}))
 """
@@ -30,5 +34,5 @@ def test_the_package_works_without_the_compiler(tmp_path):
     command = [sys.executable, "-I", "-c", USE, str(tmp_path)]
     said = subprocess.run(command, check=True, capture_output=True, text=True)
     files = json.loads(said.stdout)
-    assert "loom.lesson" in files
+    assert {"loom.figures", "loom.lesson"} <= set(files)
     assert all(file.startswith(str(tmp_path)) for file in files.values())

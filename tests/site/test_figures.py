@@ -1,4 +1,4 @@
-"""Every interactive figure of the book, as a reader meets it: by mouse, by keyboard, without either.
+"""Every interactive figure of the book, as readers meet it: by mouse, by keyboard, by neither.
 
 A new figure is tested by being there. One of a new family needs a line in
 `tests/widgets/references.py`, which computes its readouts by the package.
@@ -58,7 +58,9 @@ def figures(site) -> list[Drawn]:
             figure = root.find_parent("figure")
             text = json.dumps(spec, ensure_ascii=False)
             found.append(
-                Drawn(path, figure["id"], root["data-widget"], text, str(root))
+                Drawn(
+                    path, figure["id"], root["data-widget"], text, str(root)
+                )
             )
     assert found
     return found
@@ -313,15 +315,18 @@ def test_what_is_seen_is_said(figures):
         spec = json.loads(figure.spec)
         assert len(spec["alt"].split()) > 8, figure.id
         assert spec["question"].endswith("?"), figure.id
-        assert spec["alt"] in BeautifulSoup(figure.html, "html.parser").svg[
-            "aria-label"
-        ]
+        assert (
+            spec["alt"]
+            in BeautifulSoup(figure.html, "html.parser").svg["aria-label"]
+        )
 
 
 def test_print_has_the_stills_as_vectors(figures):
     """In the figure of that label stands a drawing, and its parts are lines and letters."""
     tex = built(LATEX / "signal-from-noise.tex").read_text("utf-8")
-    blocks = re.findall(r"\\begin\{figure\}.*?\\end\{figure\}", tex, re.DOTALL)
+    blocks = re.findall(
+        r"\\begin\{figure\}.*?\\end\{figure\}", tex, re.DOTALL
+    )
     for figure in figures:
         name = f"{Path(figure.page).with_suffix('').as_posix()}:{figure.id}"
         label = f"\\label{{\\detokenize{{{name}}}}}"

@@ -46,7 +46,9 @@ def frame_strip(
 ) -> Readouts:
     schedule = schedule_named(state["schedule"], props["forward"]["T"])
     names = ("signal", "noise_std", "snr")
-    return {name: getattr(schedule, name)[state["t"]].item() for name in names}
+    return {
+        name: getattr(schedule, name)[state["t"]].item() for name in names
+    }
 
 
 def matrix_view(

@@ -13,7 +13,14 @@ T = {"key": "t", "label": "step t", "min": 0, "max": 200, "step": 1}
 
 
 def function_plot(**changes: object) -> Figure:
-    tables = ("alpha_bar", "signal", "noise_std", "rho", "half_log_snr", "phi")
+    tables = (
+        "alpha_bar",
+        "signal",
+        "noise_std",
+        "rho",
+        "half_log_snr",
+        "phi",
+    )
     return widget(
         "function-plot",
         **{

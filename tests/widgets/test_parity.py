@@ -46,7 +46,9 @@ def check_schedules(script: Engine, name: str, T: int) -> None:
         assert close(tables[table], wanted), f"another {table}"
 
 
-def check_attention(script: Engine, seed: int, n: int, m: int, d: int) -> None:
+def check_attention(
+    script: Engine, seed: int, n: int, m: int, d: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(n, d, generator=generator, dtype=torch.float64)
     k = torch.randn(m, d, generator=generator, dtype=torch.float64)
@@ -60,9 +62,7 @@ def check_attention(script: Engine, seed: int, n: int, m: int, d: int) -> None:
         mask = script.call(f"{place}visible", n, m, causal, window)
         wanted = visible(n, m, causal=causal, window=window)
         assert mask == wanted.tolist(), "another mask"
-        rows = script.call(
-            f"{place}attention_weights", scores.tolist(), mask
-        )
+        rows = script.call(f"{place}attention_weights", scores.tolist(), mask)
         weights = attention_weights(
             q[None, None], k[None, None], causal=causal, window=window
         )[0, 0]
@@ -77,7 +77,8 @@ def check_figure(script: Engine, family: str, state: dict) -> None:
     found = script.call("readouts", spec, state)
     first = script.call("state", spec)
     compare(
-        found, REFERENCES[family](json.loads(spec)["props"], {**first, **state})
+        found,
+        REFERENCES[family](json.loads(spec)["props"], {**first, **state}),
     )
 
 
