@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +69,15 @@ def assets(
 
 def tidy(app: Sphinx, error: Exception | None) -> None:
     """Remove the files of pages that are gone."""
+    if error is not None or app.builder.format != "html":
+        return
     folder = Path(app.outdir, FOLDER)
-    if error is None and app.builder.format == "html":
-        for home in {file.parent for file in folder.rglob("*.*")}:
-            if home.relative_to(folder).as_posix() not in app.env.found_docs:
-                shutil.rmtree(home)
+    for file in sorted(folder.rglob("*"), reverse=True):
+        if file.is_dir():
+            if not any(file.iterdir()):
+                file.rmdir()
+        elif file.parent.relative_to(folder).as_posix() not in app.env.found_docs:
+            file.unlink()
 
 
 def _json(value: Any) -> str:
