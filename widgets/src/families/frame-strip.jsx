@@ -60,7 +60,7 @@ function Strip({ props: given, state, width, label }) {
   const said = (t) => `SNR ${format(snr[t], { digits: 2, infinite: "∞" })}`;
   const [big, gap] = [wide ? 252 : width, 10];
   const left = wide ? big + 24 : 0;
-  const small = (width - left - (per - 1) * gap) / per;
+  const small = (width - 2 - left - (per - 1) * gap) / per; // room for the frame of the last
   const top = wide ? 0 : big + 46;
   const step = wide ? (big + 42) / 2 : small + 42;
   return (
