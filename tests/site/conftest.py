@@ -117,7 +117,9 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture(scope="session")
+# Closed after the last test of this folder: while it is open, nothing in this process may have
+# an event loop of its own.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     names = (
         "chromium",

@@ -121,7 +121,7 @@ def opened(site):
     yield from (max(lengths, key=lengths.get) for lengths in widest.values())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tour(site, address, browser):
     """The pages as they are seen."""
     context, tour = browser.new_context(), {}

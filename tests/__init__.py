@@ -1,0 +1,1 @@
+"""Tests of the package, of loom and of what they build."""
