@@ -1,6 +1,6 @@
 // A picture at a moment that one chooses, beside its whole way. The moments are recorded frames, or
 // drawn here by the forward process: x_t = a_t x_0 + σ̄_t ε, one jump with one noise.
-import { Picture, Pixels, Text, bitmap, colour, format } from "../kit/index.js";
+import { Picture, Pixels, Text, bitmap, colour, format, kept } from "../kit/index.js";
 import { schedule_named } from "../math/diffusion/schedule.js";
 
 const props = {
@@ -30,26 +30,20 @@ function readouts(given, { t, schedule }) {
 const describe = (given, state) =>
   `step ${state.t}, ${state.schedule} schedule, signal to noise ${format(tables_of(given, state).snr[state.t], { infinite: "infinite" })}`;
 
-// The picture at a step, of every `skip`-th pixel; those drawn last are kept.
-const drawn = new Map();
-function frame({ forward }, schedule, t, skip) {
-  const name = `${schedule} ${t} ${skip}`;
-  if (drawn.get(forward)?.has(name)) return drawn.get(forward).get(name);
-  const { signal, noise_std } = schedule_named(schedule, forward.T);
-  const { x0, eps, lowest, highest } = forward;
-  const [, height, width] = x0.shape;
-  const [keep, add, scale] = [signal[t], noise_std[t], 255 / (highest - lowest)];
-  const [across, down, area] = [width / skip, height / skip, width * height];
-  const source = bitmap(across, down, (channel, place) => {
-    const row = (place / across) | 0;
-    const at = channel * area + row * skip * width + (place - row * across) * skip;
-    return scale * (keep * x0.data[at] + add * eps.data[at] - lowest);
+// The picture at a step, of every `skip`-th pixel.
+function frame(given, schedule, t, skip) {
+  const { T, x0, eps, lowest, highest } = given.forward;
+  return kept(given.forward, `${schedule} ${t} ${skip}`, () => {
+    const { signal, noise_std } = schedule_named(schedule, T);
+    const [, height, width] = x0.shape;
+    const [keep, add, scale] = [signal[t], noise_std[t], 255 / (highest - lowest)];
+    const [across, down, area] = [width / skip, height / skip, width * height];
+    return bitmap(across, down, (channel, place) => {
+      const row = (place / across) | 0;
+      const at = channel * area + row * skip * width + (place - row * across) * skip;
+      return scale * (keep * x0.data[at] + add * eps.data[at] - lowest);
+    });
   });
-  if (!drawn.has(forward)) drawn.set(forward, new Map());
-  const kept = drawn.get(forward);
-  if (kept.size > 40) kept.delete(kept.keys().next().value);
-  kept.set(name, source);
-  return source;
 }
 
 function Strip({ props: given, state, width, label }) {
@@ -72,7 +66,8 @@ function Strip({ props: given, state, width, label }) {
         const [x, y] = [left + (n % per) * (small + gap), top + Math.floor(n / per) * step];
         const room = Math.min(small, step - 42);
         const inset = (small - room) / 2;
-        return (
+        // Only the frame tells whether it is the chosen one.
+        return kept(moments, `${width} ${state.schedule} ${t} ${t === state.t}`, () => (
           <g key={t}>
             <Text x={x + small / 2} y={y + 13} anchor="middle" size={11}>{`t = ${t}`}</Text>
             <Pixels x={x + inset} y={y + 20} width={room} height={room} source={frame(given, state.schedule, t, 2)} />
@@ -81,7 +76,7 @@ function Strip({ props: given, state, width, label }) {
             )}
             <Text x={x + small / 2} y={y + room + 34} anchor="middle" size={11}>{said(t)}</Text>
           </g>
-        );
+        ));
       })}
     </Picture>
   );

@@ -1,6 +1,6 @@
 // Curves of functions of one number, in one or two panels, with a line that one moves across them.
 import functions from "registry:math";
-import { Axes, DASHES, Handle, Line, Picture, Text, colour, scales } from "../kit/index.js";
+import { Axes, DASHES, Handle, Line, Picture, Text, colour, kept, scales } from "../kit/index.js";
 
 // What a figure of this family is made of; a sentence that ends in a full stop is asked for.
 const props = {
@@ -70,13 +70,18 @@ function Panel({ given, panel, box, state, set, label }) {
   const place = at.px(state[x.key]);
   return (
     <g>
-      <Axes box={box} xlabel={x.label} ylabel={panel.label} />
+      {kept(panel, width, () => <Axes box={box} xlabel={x.label} ylabel={panel.label} />)}
       {panel.level !== undefined && (
         <path d={`M${left} ${at.py(panel.level)}h${width}`} stroke={colour.axis} stroke-dasharray="1 3" />
       )}
-      {given.curves.map((curve, n) => state[curve.key] && (
-        <Line key={curve.key} points={points(panel, curve, given, state, at)} stroke={colour[curve.colour]} dash={DASHES[n % 4]} />
-      ))}
+      {given.curves.map((curve, n) => {
+        // A curve is the same wherever the line stands.
+        const name = JSON.stringify([curve.key, width, arguments_of(panel, curve, given, state)]);
+        const draw = () => (
+          <Line key={curve.key} points={points(panel, curve, given, state, at)} stroke={colour[curve.colour]} dash={DASHES[n % 4]} />
+        );
+        return state[curve.key] && kept(panel, name, draw);
+      })}
       <Handle
         name={x.key}
         label={label}

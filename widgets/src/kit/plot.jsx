@@ -1,4 +1,5 @@
 // Pictures: SVG with attributes alone, so that the same tree is drawn by a browser and for print.
+import { encoded, paint } from "./bitmap.js";
 import { colour } from "./colours.js";
 import { tick, ticks } from "./format.js";
 
@@ -92,10 +93,37 @@ export function Line({ points, stroke, dash, width = 1.8 }) {
   return <path d={path} fill="none" stroke={stroke} stroke-width={width} stroke-dasharray={dash || null} />;
 }
 
-// A picture of pixels: `source` is an address or what `bitmap` returns.
-export const Pixels = ({ x, y, width, height, source }) => (
-  <image x={x} y={y} width={width} height={height} href={source} image-rendering="optimizeSpeed" preserveAspectRatio="none" />
-);
+// A picture of pixels: `source` is an address or what `bitmap` returns. On a live page a canvas shows
+// the latter, since each new image would have the browser look at the whole page.
+export const Pixels = ({ x, y, width, height, source }) =>
+  typeof source === "string" || typeof document === "undefined" ? (
+    <image
+      x={x}
+      y={y}
+      width={width}
+      height={height}
+      href={source.data ? encoded(source) : source}
+      image-rendering="optimizeSpeed"
+      preserveAspectRatio="none"
+    />
+  ) : (
+    <foreignObject x={x} y={y} width={width} height={height}>
+      <canvas width={source.width} height={source.height} ref={(canvas) => paint(canvas, source)} />
+    </foreignObject>
+  );
+
+// What `make` draws, drawn once for an owner (a figure's data or a part of it) and a name; a page
+// skips a part of a picture that is the very same as before.
+const keeps = new WeakMap();
+export function kept(owner, name, make) {
+  if (!keeps.has(owner)) keeps.set(owner, new Map());
+  const all = keeps.get(owner);
+  if (!all.has(name)) {
+    if (all.size >= 40) all.delete(all.keys().next().value);
+    all.set(name, make());
+  }
+  return all.get(name);
+}
 
 // Something to take hold of, by mouse, finger or arrow keys. It moves the state's `x` and, if there
 // is one, `y`: each `{key, value, min, max, step}`; `box` is that of the axes. In print, and where
