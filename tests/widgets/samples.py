@@ -102,8 +102,55 @@ def matrix_view(**changes: object) -> Figure:
     )
 
 
+def ddim_path(**changes: object) -> Figure:
+    return widget(
+        "ddim-path",
+        **{
+            "T": 200,
+            "schedule": "linear",
+            "counts": {"label": "steps", "min": 1, "max": 40},
+            "spacings": [("trailing", "trailing"), ("linspace", "linspace")],
+            "stills": [("", {"eta": 1, "steps": 10})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
+def parts_sum(**changes: object) -> Figure:
+    draw = np.random.default_rng(0)
+    return widget(
+        "parts-sum",
+        **{
+            "x0": Quantised(draw.uniform(-1, 1, (3, 8, 8)), -1, 1),
+            "eps": Quantised(draw.normal(size=(3, 8, 8)), -6, 6),
+            "T": 200,
+            "schedules": [("linear", "linear"), ("cosine", "cosine")],
+            "stills": [("", {"t": 100})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
+def posterior_bells(**changes: object) -> Figure:
+    return widget(
+        "posterior-bells",
+        **{
+            "beta": np.array([0.05, 0.3, 0.9, 0.01]),
+            "x": [-4, 5],
+            "stills": [("", {"t": 3, "xt": 0.5, "x0": 2})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
 SAMPLES = {
+    "ddim-path": ddim_path,
     "function-plot": function_plot,
     "frame-strip": frame_strip,
     "matrix-view": matrix_view,
+    "parts-sum": parts_sum,
+    "posterior-bells": posterior_bells,
 }

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from tangled.attention.scaled_dot_product import (
     entropy,
     visible,
 )
-from tangled.diffusion.schedule import schedule_named
+from tangled.diffusion.ddim import ddim_mean, ddim_sigma
+from tangled.diffusion.elbo import posterior
+from tangled.diffusion.forward import transition
+from tangled.diffusion.schedule import Schedule, schedule_named, step_list
 from tests.widgets.references import REFERENCES, compare
 from tests.widgets.samples import SAMPLES
 
@@ -72,6 +76,61 @@ def check_attention(
             assert math.isclose(h, entropy(p), abs_tol=1e-9), "entropy"
 
 
+def check_ddim(script: Engine, T: int, n: int, eta: float) -> None:
+    place, schedule = "diffusion.ddim.", schedule_named("linear", T)
+    for spacing in ("linspace", "trailing"):
+        steps = script.call(f"{place}step_list", T, n, spacing)
+        assert steps == step_list(T, n, spacing), f"another {spacing}"
+    names = ("alpha_bar", "signal", "noise_std")
+    tables = {name: getattr(schedule, name).tolist() for name in names}
+    for t, s in pairwise([*steps, 0]):
+        sigma = script.call(f"{place}ddim_sigma", tables, t, s, eta)
+        wanted = ddim_sigma(schedule, t, s, eta)
+        assert close(sigma, wanted), "another sigma"
+        x0, xt = torch.tensor([[0.3], [-1.7]], dtype=torch.float64)
+        mean = script.call(
+            f"{place}ddim_mean", 0.3, -1.7, t, s, tables, sigma
+        )
+        exact = ddim_mean(x0, xt, t, s, schedule, wanted)
+        assert close([mean], exact), "another mean"
+
+
+def check_posterior(script: Engine, t: int, x0: float, xt: float) -> None:
+    schedule = Schedule.linear(8, 0.05, 0.5)
+    place, names = "diffusion.elbo.", ("beta", "signal", "alpha_bar")
+    tables = {name: getattr(schedule, name).tolist() for name in names}
+    found = [
+        script.call(f"{place}posterior", x0, xt, t, tables),
+        script.call(f"{place}from_data", x0, t, tables),
+        script.call(f"{place}from_noisy", xt, t, tables),
+    ]
+    ends = torch.tensor([[x0], [xt]], dtype=torch.float64)
+    exact = posterior(*ends, torch.tensor([t]), schedule)
+    scale, variance = transition(schedule, t - 1, t)
+    early = schedule.noise_std[t - 1] ** 2
+    wanted = [
+        exact,
+        (schedule.signal[t - 1] * x0, early),
+        (xt / scale, variance / scale**2),
+    ]
+    for bell, (mean, variance) in zip(found, wanted, strict=True):
+        assert close(bell["mean"], mean.squeeze()), "another mean"
+        assert close(bell["variance"], variance.squeeze()), "another variance"
+
+
+def check_terms(script: Engine, terms: list[float]) -> None:
+    given = {"terms": {"data": terms, "shape": [len(terms)]}}
+    exact = torch.tensor(terms, dtype=torch.float64)
+    for t in range(len(terms)):
+        found = {
+            name: script.call(f"diffusion.elbo.bound_{name}", t, given)
+            for name in ("term", "from", "share")
+        }
+        assert found["term"] == terms[t], "another term"
+        assert close(found["from"], exact[t:].sum()), "another sum"
+        assert close(found["share"], exact[t] / exact.sum()), "another share"
+
+
 def check_figure(script: Engine, family: str, state: dict) -> None:
     spec = SAMPLES[family]().spec
     found = script.call("readouts", spec, state)
@@ -92,6 +151,24 @@ def test_schedules_are_those_of_the_package(name, T):
 @settings(max_examples=40)
 def test_attention_is_that_of_the_package(seed, n, m, d):
     check_attention(engine(), seed, n, m, d)
+
+
+@given(st.data(), st.integers(21, 1000), st.floats(0, 1))
+@settings(max_examples=20)
+def test_ddim_is_that_of_the_package(data, T, eta):
+    check_ddim(engine(), T, data.draw(st.integers(1, min(T, 40))), eta)
+
+
+@given(st.integers(1, 8), st.floats(-9, 9), st.floats(-9, 9))
+@settings(max_examples=40)
+def test_the_posterior_is_that_of_the_package(t, x0, xt):
+    check_posterior(engine(), t, x0, xt)
+
+
+@given(st.lists(st.floats(0.001, 9), min_size=1, max_size=9))
+@settings(max_examples=20)
+def test_the_terms_of_the_bound_add_up_as_they_should(terms):
+    check_terms(engine(), terms)
 
 
 def test_a_row_that_may_read_nothing_is_zero():
@@ -141,6 +218,13 @@ SLIPS = [
     ("**-.5", "**-1", check_attention, (0, 3, 4, 8)),
     ("Math.log(", "Math.log2(", check_attention, (0, 3, 4, 8)),
     ("Math.log(", "Math.log2(", check_schedules, ("linear", 200)),
+    ("===.5?", "===.25?", check_ddim, (1000, 7, 0.5)),
+    ('==="trailing"?', '!=="trailing"?', check_ddim, (1000, 7, 0.5)),
+    (".slice(1),0]", ".slice(1),1]", check_figure, ("ddim-path", {})),
+    ("Math.PI/2/", "Math.PI/", check_figure, ("ddim-path", {})),
+    ("Math.sqrt(1-", "Math.sqrt(2-", check_posterior, (3, 0.5, -0.7)),
+    (".data.slice(", ".data.slice(1+", check_terms, ([3.0, 1.0, 0.5],)),
+    ("**2+2*", "**2-2*", check_figure, ("parts-sum", {})),
 ]
 
 

@@ -4,7 +4,7 @@ import { Axes, DASHES, Handle, Line, Picture, Text, colour, kept, scales } from 
 
 // What a figure of this family is made of; a sentence that ends in a full stop is asked for.
 const props = {
-  x: "the number along the axis: {key, label, min, max, step}.",
+  x: "the number along the axis: {key, label, min, max, step, log}.",
   panels: "one or two pictures: {label, function, y: [lowest, highest], args, level}.",
   curves: "a list of {key, label, colour, args}: what the functions get besides x.",
   columns: "what is read at the line: a list of {key, label, function, args, infinite}.",
@@ -46,8 +46,8 @@ const describe = (given, state) =>
   `${given.x.label} ${state[given.x.key]}; ${shown(given, state).map(({ label }) => label).join(", ")}`;
 
 // Points of a curve, as many as there are pixels to tell apart, at values that the slider can have.
-function points(panel, curve, given, state, { px, py }) {
-  const { min, max, step } = given.x;
+function points(panel, curve, given, state, { px, py, vx }) {
+  const { min, max, step, log } = given.x;
   const every = Math.max(1, Math.round((max - min) / step / 100)) * step;
   const [low, high] = panel.y;
   const f = functions[panel.function];
@@ -55,7 +55,8 @@ function points(panel, curve, given, state, { px, py }) {
   const count = Math.round((max - min) / every);
   // At the ends at full resolution: there some curves dive.
   const inner = Array.from({ length: count - 1 }, (_, n) => min + (n + 1) * every);
-  const at = [min, min + step, ...inner, max - step, max];
+  const even = [min, min + step, ...inner, max - step, max];
+  const at = log ? [...new Set(even.map((_, n) => Math.round(vx(px(min) + ((px(max) - px(min)) * n) / (even.length - 1)))))] : even;
   return at.map((x) => {
     const y = f(x, args);
     // Outside of the picture a curve is drawn just outside, and clipped by what has no ink.
@@ -124,6 +125,7 @@ function Drawing({ props: given, state, set, width, label }) {
         const [column, row] = [n % columns, Math.floor(n / columns)];
         const box = {
           x: [x.min, x.max],
+          log: x.log,
           y: panel.y,
           left: column * across + 44,
           top: legend + row * (high + 72) + 26,

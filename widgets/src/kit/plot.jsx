@@ -40,27 +40,32 @@ export const Text = ({ x, y, anchor = "start", size = 12, bold, turn, fill, chil
   </text>
 );
 
-// The scales of a box: from values to places and back.
-export function scales({ x, y, left, top, width, height }) {
-  const across = width / (x[1] - x[0]);
+// The scales of a box: from values to places and back. With `log`, x goes by ln(1 + x).
+export function scales({ x, y, left, top, width, height, log }) {
+  const [bent, back] = log ? [Math.log1p, Math.expm1] : [(value) => value, (value) => value];
+  const first = bent(x[0]);
+  const across = width / (bent(x[1]) - first);
   const up = height / (y[1] - y[0]);
   return {
-    px: (value) => round(left + (value - x[0]) * across),
+    px: (value) => round(left + (bent(value) - first) * across),
     py: (value) => round(top + height - (value - y[0]) * up),
-    vx: (place) => x[0] + (place - left) / across,
+    vx: (place) => back(first + (place - left) / across),
     vy: (place) => y[0] + (top + height - place) / up,
   };
 }
 
+const DECADES = [0, 1, 3, 10, 30, 100, 300, 1000];
+
 // Axes around a box, with round numbers. `box` is what `scales` takes.
 export function Axes({ box, xlabel, ylabel }) {
-  const { x, y, left, top, width, height } = box;
+  const { x, y, left, top, width, height, log } = box;
   const { px, py } = scales(box);
   const foot = top + height;
+  const marks = log ? DECADES.filter((value) => x[0] <= value && value <= x[1]) : ticks(x, width > 200 ? 5 : 4);
   return (
     <g>
       <path d={`M${left} ${top}V${foot}H${left + width}`} fill="none" stroke={colour.axis} />
-      {ticks(x, width > 200 ? 5 : 4).map((value) => (
+      {marks.map((value) => (
         <g key={value}>
           <path d={`M${px(value)} ${foot}v4`} stroke={colour.axis} />
           <Text x={px(value)} y={foot + 16} anchor="middle" size={11}>{tick(value)}</Text>
