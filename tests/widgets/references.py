@@ -113,7 +113,7 @@ def ddim_path(props: Mapping[str, Any], state: Mapping[str, Any]) -> Readouts:
             variance = mean**2 * variance + sigma**2
         return variance.sqrt().item()
 
-    chosen, angles = deviation(state["eta"]), schedule.phi[levels]
+    chosen, angles = deviation(float(state["eta"])), schedule.phi[levels]
     quiet = (angles[:-1] - angles[1:]).cos().prod().item()
     return {
         "deviation": chosen,
@@ -128,7 +128,7 @@ def posterior_bells(
 ) -> Readouts:
     schedule = Schedule.from_betas(torch.from_numpy(array(props["beta"])))
     t = state["t"]
-    x0, xt = torch.tensor([[state["x0"]], [state["xt"]]]).double()
+    x0, xt = torch.tensor([[state["x0"]], [state["xt"]]], dtype=torch.float64)
     scale, variance = transition(schedule, t - 1, t)
     bells = {
         "data": (schedule.signal[t - 1] * x0, 1 - schedule.alpha_bar[t - 1]),
