@@ -14,15 +14,18 @@ from playwright.sync_api import Page, sync_playwright
 from tests.site.conftest import HTML
 
 UPDATES = 200
-# Move the first slider of a figure to and fro, or do nothing as often.
+# Move the first slider of a figure to and fro, or choose in turn where there is none; or do nothing
+# as often.
 FRAMES = """async ([id, move, updates]) => {
-  const slider = document.querySelector(`[id="${id}"] input[type=range]`);
-  const [min, max] = [Number(slider.min), Number(slider.max)];
+  const figure = document.getElementById(id);
+  const slider = figure.querySelector("input[type=range]");
+  const choices = figure.querySelectorAll("input[type=radio]");
   for (let n = 0; n < updates; n++) {
-    if (move) {
+    if (move && slider) {
+      const [min, max] = [Number(slider.min), Number(slider.max)];
       slider.value = min + Math.round((max - min) * (0.5 + 0.4 * Math.sin(n)));
       slider.dispatchEvent(new Event("input", { bubbles: true }));
-    }
+    } else if (move) choices[n % choices.length].click();
     await new Promise(requestAnimationFrame);
   }
 }"""

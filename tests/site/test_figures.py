@@ -26,6 +26,7 @@ from tests.widgets.references import REFERENCES, compare
 FREE = {"class", "role", "tabindex", "fill", "stroke", "font-family", "style"}
 # What a press of a key does to each kind of control, and to one that is at its end.
 KEYS = {"range": ("ArrowRight", "ArrowLeft"), "checkbox": ("Space", "Space")}
+KEYS["text"] = ("x", "z")
 KEYS["radio"] = KEYS["handle"] = ("ArrowRight", "ArrowLeft")
 
 
@@ -141,6 +142,8 @@ def test_every_control_works_by_mouse(figures, address, page):
     for figure in figures:
         live = Live(page, address, figure)
         for kind, control in live.controls():
+            if kind == "text":  # no mouse types
+                continue
             before = live.state()
             if kind == "radio":
                 name = control.get_attribute("name")
@@ -352,3 +355,16 @@ def test_print_has_the_stills_as_vectors(figures):
         content = (LATEX / f"{file}.pdf").read_bytes()
         assert b"/Font" in content, figure.id
         assert "\\caption" in block
+
+
+def test_what_is_typed_is_read(figures, address, page):
+    """Letters and heads are chosen where they are drawn, too."""
+    figure = next(f for f in figures if f.family == "text-reader")
+    live = Live(page, address, figure)
+    live.root.locator("input[type=text]").fill("Tom, tom")
+    assert live.agrees()["text"] == "Tom, tom"
+    drawn = live.root.locator("svg text")
+    drawn.filter(has_text=re.compile("^m$")).last.hover()
+    assert live.agrees()["row"] == 8
+    drawn.filter(has_text=re.compile(r"^1\.2$")).click()
+    assert live.agrees()["head"] == "1.2"

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from tangled.attention.scaled_dot_product import attention_weights, entropy
+from tangled.attention import recurrence
+from tangled.attention.multi_head import (
+    MultiHeadAttention,
+    induction_score,
+    previous_score,
+)
+from tangled.attention.scaled_dot_product import (
+    attention,
+    attention_scores,
+    attention_weights,
+    entropy,
+    visible,
+)
 from tangled.diffusion.ddim import ddim_mean, ddim_sigma
 from tangled.diffusion.elbo import posterior
 from tangled.diffusion.forward import diffuse, transition
@@ -163,6 +175,103 @@ def parts_sum(props: Mapping[str, Any], state: Mapping[str, Any]) -> Readouts:
     return parts | {"squares": parts["signal"] ** 2 + parts["noise"] ** 2}
 
 
+def soft_lookup(
+    props: Mapping[str, Any], state: Mapping[str, Any]
+) -> Readouts:
+    keys, values = (
+        torch.tensor(props[name], dtype=torch.float64)
+        for name in ("keys", "values")
+    )
+    query = torch.tensor([[state["x"], state["y"]]], dtype=torch.float64)
+    scores, tau = query @ keys.T, float(state["temperature"])
+    weights = recurrence.lookup_weights(scores, tau)[0]
+    answer = recurrence.soft_lookup(scores, values, tau)
+    named = {f"weight:{j}": p.item() for j, p in enumerate(weights)}
+    return {**named, "sum": 1.0, "answer": answer.item()}
+
+
+def text_reader(
+    props: Mapping[str, Any], state: Mapping[str, Any]
+) -> Readouts:
+    model, heads = props["model"], props["heads"]
+    wide = {
+        name: torch.from_numpy(array(model[name])).double()
+        for name in ("letters", "places", "out", "bias")
+    }
+    signs = (state["text"] or " ")[: len(wide["places"])]
+    tokens = torch.tensor([[max(LETTERS.find(s.lower()), 0) for s in signs]])
+    n, causal = tokens.shape[1], state["causal"]
+    x, maps = wide["letters"][tokens] + wide["places"][:n], []
+    for weights in model["layers"]:
+        layer = MultiHeadAttention(x.shape[2], heads, bias=False).double()
+        state_dict = {
+            f"{name}.weight": torch.from_numpy(array(matrix)).double()
+            for name, matrix in weights.items()
+        }
+        layer.load_state_dict(state_dict)
+        with torch.no_grad():
+            maps += layer.weights(x, causal=causal)[0]
+            x = x + layer(x, causal=causal)
+    number, head = (int(part) - 1 for part in state["head"].split("."))
+    shown = maps[number * heads + head][None, None]
+    at = min(state["row"], n) - 1
+    guesses = (x[0] @ wide["out"].T + wide["bias"]).softmax(-1)
+    read = {
+        "previous": previous_score(shown).item(),
+        "induction": induction_score(shown, tokens).item(),
+        "later": shown.triu(1).sum(-1).mean().item(),
+        "read": entropy(shown[0, 0, at]).exp().item(),
+        "guess": guesses[at].max().item(),
+    }
+    return {key: value for key, value in read.items() if value == value}
+
+
+def projections(
+    props: Mapping[str, Any], state: Mapping[str, Any]
+) -> Readouts:
+    x = torch.tensor(props["x"], dtype=torch.float64)
+    q, k = (
+        turned(x, math.radians(state[name])) for name in ("queries", "keys")
+    )
+    weights = attention_weights(q[None, None], k[None, None])[0, 0]
+    read = weights[state["word"]].tolist()
+    return {f"weight:{j}": weight for j, weight in enumerate(read)}
+
+
+def turned(x: torch.Tensor, angle: float) -> torch.Tensor:
+    """Turn the rows of x to the left."""
+    across = x @ x.new_tensor([math.cos(angle), -math.sin(angle)])
+    up = x @ x.new_tensor([math.sin(angle), math.cos(angle)])
+    return torch.stack([across, up], 1)
+
+
+def attention_steps(
+    props: Mapping[str, Any], state: Mapping[str, Any]
+) -> Readouts:
+    q, k, v = (
+        torch.tensor(props[name], dtype=torch.float64)[None, None]
+        for name in "qkv"
+    )
+    causal, scores = state["causal"], attention_scores(q, k)
+    seen = visible(q.shape[2], k.shape[2], causal=causal)
+    matrices = {
+        "q": q,
+        "k": k.mT,
+        "product": attention_scores(q, k, scale=1.0),
+        "root": scores,
+        "mask": scores.masked_fill(~seen, -math.inf),
+        "softmax": attention_weights(q, k, causal=causal),
+        "v": v,
+        "output": attention(q, k, v, causal=causal),
+    }
+    rows = matrices[state["part"]][0, 0].tolist()
+    return {
+        f"{i}:{j}": value
+        for i, row in enumerate(rows)
+        for j, value in enumerate(row)
+    }
+
+
 REFERENCES: dict[str, Callable[..., Readouts]] = {
     "ddim-path": ddim_path,
     "function-plot": function_plot,
@@ -170,6 +279,10 @@ REFERENCES: dict[str, Callable[..., Readouts]] = {
     "matrix-view": matrix_view,
     "parts-sum": parts_sum,
     "posterior-bells": posterior_bells,
+    "attention-steps": attention_steps,
+    "projections": projections,
+    "soft-lookup": soft_lookup,
+    "text-reader": text_reader,
 }
 
 

@@ -146,6 +146,76 @@ def posterior_bells(**changes: object) -> Figure:
     )
 
 
+def soft_lookup(**changes: object) -> Figure:
+    return widget(
+        "soft-lookup",
+        **{
+            "keys": [[1.0, 0.0], [0.5, 0.8], [0.0, -1.0]],
+            "values": [[10], [20], [30]],
+            "query": [2.0, 0.0],
+            "reach": 2.5,
+            "temperatures": [0.05, 1, 20],
+            "stills": [("", {})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
+def text_reader(**changes: object) -> Figure:
+    draw, d = np.random.default_rng(0), 8
+    shapes = {"letters": (27, d), "places": (9, d), "out": (27, d)}
+    layers = [
+        {f"w_{part}": draw.normal(size=(d, d)) for part in "qkvo"}
+        for _ in range(2)
+    ]
+    weights = {name: draw.normal(size=s) for name, s in shapes.items()}
+    weights["letters"] = Quantised(weights["letters"], -6, 6)
+    return widget(
+        "text-reader",
+        **{
+            "text": "a rose a ",
+            "heads": 2,
+            "model": {
+                **weights,
+                "bias": draw.normal(size=27),
+                "layers": layers,
+            },
+            "stills": [("", {"row": 7})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
+def projections(**changes: object) -> Figure:
+    return widget(
+        "projections",
+        **{
+            "words": ["dog", "bites", "the"],
+            "x": [[2.0, 0.3], [0.2, 2.0], [-0.4, -1.9]],
+            "reach": 2.5,
+            "stills": [("", {"queries": -90})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
+def attention_steps(**changes: object) -> Figure:
+    return widget(
+        "attention-steps",
+        **{
+            "q": [[0, 2, 0, 0], [2, 0, 1, 1]],
+            "k": [[1, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 0]],
+            "v": [[10], [20], [40]],
+            "stills": [("", {})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
 SAMPLES = {
     "ddim-path": ddim_path,
     "function-plot": function_plot,
@@ -153,4 +223,8 @@ SAMPLES = {
     "matrix-view": matrix_view,
     "parts-sum": parts_sum,
     "posterior-bells": posterior_bells,
+    "attention-steps": attention_steps,
+    "projections": projections,
+    "soft-lookup": soft_lookup,
+    "text-reader": text_reader,
 }

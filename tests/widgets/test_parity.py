@@ -182,6 +182,8 @@ def values(control: dict) -> st.SearchStrategy:
         return st.booleans()
     if control["kind"] == "choice":
         return st.sampled_from([option for option, _ in control["options"]])
+    if control["kind"] == "text":
+        return st.text(max_size=control["longest"])
     if "stops" in control:
         return st.sampled_from(control["stops"])
     steps = round((control["max"] - control["min"]) / control["step"])

@@ -2,6 +2,7 @@
 //   slider  {min, max, step} or {stops: [...]}; `text(value)` says the value
 //   choice  {options: [[value, label], ...]}
 //   toggle  a yes or no
+//   text    what one types, of at most `longest` letters
 import { format } from "./format.js";
 
 function Slider({ control, value, set }) {
@@ -63,7 +64,23 @@ const Toggle = ({ control, value, set }) => (
   </label>
 );
 
-const KINDS = { slider: Slider, choice: Choice, toggle: Toggle };
+const Field = ({ control, value, set }) => (
+  <label class="widget-text">
+    <span>{control.label}</span>
+    <input
+      type="text"
+      data-control={control.key}
+      value={value}
+      maxlength={control.longest}
+      spellcheck="false"
+      autocomplete="off"
+      autocapitalize="off"
+      onInput={(event) => set({ [control.key]: event.currentTarget.value })}
+    />
+  </label>
+);
+
+const KINDS = { slider: Slider, choice: Choice, toggle: Toggle, text: Field };
 
 export const Controls = ({ controls, state, set, group }) =>
   controls.map((control) => {
@@ -73,6 +90,7 @@ export const Controls = ({ controls, state, set, group }) =>
 
 // Whether a control could have put this value into the state.
 export function allows(control, value) {
+  if (control.kind === "text") return typeof value === "string" && [...value].length <= control.longest;
   if (control.kind === "toggle") return typeof value === "boolean";
   if (control.kind === "choice") return control.options.some(([option]) => option === value);
   if (control.stops) return control.stops.includes(value);

@@ -22,3 +22,13 @@ export const attention_weights = (scores, mask) =>
   });
 
 export const entropy = (p) => p.reduce((sum, share) => sum - (share > 0 ? share * Math.log(share) : 0), 0);
+
+// What each row of weights makes of the values.
+export const averages = (weights, v) =>
+  weights.map((row) => {
+    const mean = v[0].map(() => 0);
+    for (let j = 0; j < row.length; j++) {
+      for (let part = 0; part < mean.length; part++) mean[part] += row[j] * v[j][part];
+    }
+    return mean;
+  });
