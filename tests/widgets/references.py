@@ -15,6 +15,7 @@ from tangled.attention.multi_head import (
     induction_score,
     previous_score,
 )
+from tangled.attention.positions import sinusoidal
 from tangled.attention.scaled_dot_product import (
     attention,
     attention_scores,
@@ -52,6 +53,7 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     "diffusion.elbo.bound_share": bound_share,
     "diffusion.elbo.bound_term": bound_term,
     "diffusion.schedule.entry": entry,
+    "attention.transformer.gradient_norm": gradient_norm,
 }
 
 
@@ -272,6 +274,33 @@ def attention_steps(
     }
 
 
+def gradient_norm(
+    layer: int, *, norms: Mapping[str, Any], kind: int, depth: int
+) -> float:
+    if layer > depth:
+        return math.inf
+    return array(norms[str(depth)])[kind, layer - 1].item()
+
+
+def block_diagram(
+    props: Mapping[str, Any], state: Mapping[str, Any]
+) -> Readouts:
+    """What the cell recorded of this block."""
+    blocks = {block["key"]: block for block in props["blocks"]}
+    return dict(blocks[state["block"]].get("numbers", ()))
+
+
+def clock_rows(
+    props: Mapping[str, Any], state: Mapping[str, Any]
+) -> Readouts:
+    places = state["place"] + torch.tensor([0, 1, 2, 6, 20])
+    row, *others = sinusoidal(places, state["width"])
+    return {
+        f"offset{offset}": (row @ other / row.square().sum()).item()
+        for offset, other in zip((1, 2, 6, 20), others, strict=True)
+    }
+
+
 REFERENCES: dict[str, Callable[..., Readouts]] = {
     "ddim-path": ddim_path,
     "function-plot": function_plot,
@@ -283,6 +312,8 @@ REFERENCES: dict[str, Callable[..., Readouts]] = {
     "projections": projections,
     "soft-lookup": soft_lookup,
     "text-reader": text_reader,
+    "block-diagram": block_diagram,
+    "clock-rows": clock_rows,
 }
 
 

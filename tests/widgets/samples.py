@@ -216,6 +216,47 @@ def attention_steps(**changes: object) -> Figure:
     )
 
 
+def block_diagram(**changes: object) -> Figure:
+    def block(key: str, x: float, **more: object) -> dict[str, object]:
+        place = {"x": x, "y": 10, "width": 60, "height": 40}
+        return {"key": key, "label": key, **place, **more}
+
+    return widget(
+        "block-diagram",
+        **{
+            "width": 300,
+            "height": 60,
+            "blocks": [
+                block("in", 10, numbers=[("weights", 12)]),
+                block(
+                    "out",
+                    120,
+                    details=[("shape", "[B, 3]")],
+                    numbers=[("weights", 30)],
+                    link=("its code", "#out"),
+                ),
+            ],
+            "arrows": [{"points": [[70, 30], [120, 30]]}],
+            "stills": [("", {"block": "out"})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
+def clock_rows(**changes: object) -> Figure:
+    return widget(
+        "clock-rows",
+        **{
+            "places": 12,
+            "widths": [2, 4, 8],
+            "stills": [("", {"place": 5})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
 SAMPLES = {
     "ddim-path": ddim_path,
     "function-plot": function_plot,
@@ -227,4 +268,6 @@ SAMPLES = {
     "projections": projections,
     "soft-lookup": soft_lookup,
     "text-reader": text_reader,
+    "block-diagram": block_diagram,
+    "clock-rows": clock_rows,
 }

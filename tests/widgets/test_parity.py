@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loom.figures import SCRIPT, Engine, engine
+from tangled.attention.positions import frequencies, sinusoidal
 from tangled.attention.scaled_dot_product import (
     attention_scores,
     attention_weights,
@@ -131,6 +132,17 @@ def check_terms(script: Engine, terms: list[float]) -> None:
         assert close(found["share"], exact[t] / exact.sum()), "another share"
 
 
+def check_clock(
+    script: Engine, places: list[int], hands: int, base: float
+) -> None:
+    place, width = "attention.positions.", 2 * hands
+    found = script.call(f"{place}frequencies", width, base)
+    assert close(found, frequencies(width, base)), "other hands"
+    rows = script.call(f"{place}sinusoidal", places, width, base)
+    wanted = sinusoidal(torch.tensor(places), width, base=base)
+    assert close(rows, wanted), "another clock"
+
+
 def check_figure(script: Engine, family: str, state: dict) -> None:
     spec = SAMPLES[family]().spec
     found = script.call("readouts", spec, state)
@@ -169,6 +181,16 @@ def test_the_posterior_is_that_of_the_package(t, x0, xt):
 @settings(max_examples=20)
 def test_the_terms_of_the_bound_add_up_as_they_should(terms):
     check_terms(engine(), terms)
+
+
+@given(
+    st.lists(st.integers(0, 5000), min_size=1, max_size=9),
+    st.integers(1, 40),
+    st.floats(2, 1e6),
+)
+@settings(max_examples=40)
+def test_the_clock_is_that_of_the_package(places, hands, base):
+    check_clock(engine(), places, hands, base)
 
 
 def test_a_row_that_may_read_nothing_is_zero():
@@ -217,6 +239,8 @@ SLIPS = [
     ("85e-5", "85e-6", check_schedules, ("scaled_linear", 200)),
     ("(-6,6,", "(-6,7,", check_schedules, ("sigmoid", 200)),
     ("Math.atan", "Math.tan", check_schedules, ("linear", 200)),
+    ("**(-2*", "**(2*", check_clock, ([3, 50], 4, 1e4)),
+    ("Math.sin(", "Math.cos(", check_clock, ([3, 50], 4, 1e4)),
     ("**-.5", "**-1", check_attention, (0, 3, 4, 8)),
     ("Math.log(", "Math.log2(", check_attention, (0, 3, 4, 8)),
     ("Math.log(", "Math.log2(", check_schedules, ("linear", 200)),
