@@ -61,8 +61,10 @@ def is_source(file: Path) -> bool:
 
 def run(folder: Path, options: tuple[str, ...]) -> int:
     """Run latexmk and judge its log."""
-    # Messages of any length on one line, so that they can be read.
-    environment = {**os.environ, "max_print_line": "10000", "error_line": "254"}
+    # Messages of any length on one line, so that they can be read; and memory for a long book:
+    # as it is installed, TeX has five million words, which fifty chapters fill.
+    settings = {"max_print_line": "10000", "error_line": "254", "extra_mem_bot": "8000000"}
+    environment = {**os.environ, **settings}
     command = [*LATEXMK, *options, f"{NAME}.tex"]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
     log = (folder / f"{NAME}.log").read_text(encoding="utf-8", errors="replace")
