@@ -163,7 +163,8 @@ def _texts(node: "NotebookNode") -> Iterator[str]:
     """What a page would show of a cell's outputs as text."""
     for output in node.outputs:
         yield output.get("text", "")
-        yield output.get("data", {}).get("text/plain", "")
+        data = output.get("data", {})
+        yield from (data.get(kind, "") for kind in ("text/plain", "text/html"))
 
 
 def _line(cell: Cell, number: int) -> int:
@@ -195,6 +196,8 @@ def _complaint(
     from ipykernel.compiler import get_file_name  # which is needed for a warning alone
 
     warning = WARNING.search(text)
+    if "surrogates not allowed" in text:
+        return cell.line, "this cell prints half a character, a lone surrogate"
     if not warning:
         return cell.line, f"this cell writes to standard error: {text.strip().splitlines()[0]}"
     nodes = [node for node in notebook.cells if node.cell_type == "code"]

@@ -197,6 +197,16 @@ FAILURES = {
         "print(",
         "R07 this cell prints 10,000,001 characters",
     ),
+    "two megabytes of HTML": (
+        ["x = 1", "from IPython.display import HTML\nHTML('x' * 2_000_000)"],
+        "from IPython",
+        "R07 this cell prints 2,000",
+    ),
+    "half a character": (
+        ["x = 1", "print('\\ud800')"],
+        "print(",
+        "R02 this cell prints half a character",
+    ),
 }
 
 
@@ -208,6 +218,7 @@ def test_a_failure_names_chapter_and_line(small_book, case):
     line = text[: text.rindex(code)].count("\n") + 1
     if sentence[:3] in ("R04", "R05", "R07") or case in (
         "standard error",
+        "half a character",
         "a cell that leaves",
     ):
         fences = text[: text.rindex(code)].rindex("```{code-cell}")
