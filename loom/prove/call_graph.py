@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from loom.tangle.syntax import defined
+from loom.tangle.syntax import defined, walk
 
 __all__ = ["CallGraph", "reached"]
 
@@ -42,7 +42,7 @@ class CallGraph:
 
     def _read(self, module: str, tree: ast.Module) -> None:
         scope = self.scopes.setdefault(module, {})
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     scope[alias.asname or alias.name.partition(".")[0]] = alias.name
@@ -98,7 +98,7 @@ class CallGraph:
 
 def _enter(unit: Unit, nodes: Iterable[ast.AST]) -> None:
     for top in nodes:
-        for node in ast.walk(top):
+        for node in walk(top):
             if isinstance(node, ast.Name):
                 unit.names.add(node.id)
             elif isinstance(node, ast.Attribute):
@@ -106,7 +106,7 @@ def _enter(unit: Unit, nodes: Iterable[ast.AST]) -> None:
                 if isinstance(node.value, ast.Name):
                     unit.accesses.add((node.value.id, node.attr))
             elif isinstance(node, ast.arg) and node.annotation is not None:
-                inside = ast.walk(node.annotation)
+                inside = walk(node.annotation)
                 unit.kinds[node.arg] = {n.id for n in inside if isinstance(n, ast.Name)}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loom.errors import Problem, Problems
+from loom.tangle.syntax import walk
 
 __all__ = ["Mark", "marked_tests"]
 
@@ -36,9 +37,9 @@ def marked_tests(root: Path) -> list[Mark]:
         text = file.read_text(encoding="utf-8", errors="replace")
         if path.startswith(("tests/book/", "tests/loom/")) or "pytest.mark." not in text:
             continue
-        for node in ast.walk(_tree(text, path)):
-            if isinstance(node, ast.FunctionDef):
-                found += _of(node, path)
+        tests = (node for node in walk(_tree(text, path)) if isinstance(node, ast.FunctionDef))
+        for test in sorted(tests, key=lambda test: test.lineno):
+            found += _of(test, path)
     return found
 
 

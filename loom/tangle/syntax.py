@@ -15,6 +15,8 @@ __all__ = [
 ]
 
 DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+# What holds no code: numbers and names, and whether a name is read or set.
+LEAVES = frozenset({int, str, type(None), ast.Load, ast.Store, ast.Del})
 
 
 def defined(node: ast.AST) -> list[str]:
@@ -88,13 +90,14 @@ def bound(node: ast.stmt) -> Iterator[str]:
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and all below it, in no order: `ast.walk` takes twice the time."""
+    """A node and all below it, in no order, contexts left out: `ast.walk` takes thrice the time."""
     stack = [node]
     while stack:
         node = stack.pop()
         yield node
         for child in vars(node).values():
-            if isinstance(child, list):
+            kind = type(child)
+            if kind is list:
                 stack += [item for item in child if isinstance(item, ast.AST)]
-            elif isinstance(child, ast.AST):
+            elif kind not in LEAVES and isinstance(child, ast.AST):
                 stack.append(child)
