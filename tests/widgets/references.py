@@ -47,6 +47,14 @@ def bound_share(t: int, *, terms: Mapping[str, Any]) -> float:
     return array(terms)[t] / array(terms).sum()
 
 
+def gradient_norm(
+    layer: int, *, norms: Mapping[str, Any], kind: int, depth: int
+) -> float:
+    if layer > depth:
+        return math.inf
+    return array(norms[str(depth)])[kind, layer - 1].item()
+
+
 # What a `function-plot` draws: the script's functions, by the package.
 FUNCTIONS: dict[str, Callable[..., float]] = {
     "diffusion.elbo.bound_from": bound_from,
@@ -81,6 +89,17 @@ def frame_strip(
     names = ("signal", "noise_std", "snr")
     return {
         name: getattr(schedule, name)[state["t"]].item() for name in names
+    }
+
+
+def frame_grid(
+    props: Mapping[str, Any], state: Mapping[str, Any]
+) -> Readouts:
+    """What the cell recorded of this moment."""
+    view = {key: view for key, _, view in props["views"]}[state["view"]]
+    return {
+        number["key"]: number["values"][state["moment"]]
+        for number in view.get("numbers", ())
     }
 
 
@@ -192,6 +211,9 @@ def soft_lookup(
     return {**named, "sum": 1.0, "answer": answer.item()}
 
 
+LETTERS = "\u2423abcdefghijklmnopqrstuvwxyz"
+
+
 def text_reader(
     props: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Readouts:
@@ -274,14 +296,6 @@ def attention_steps(
     }
 
 
-def gradient_norm(
-    layer: int, *, norms: Mapping[str, Any], kind: int, depth: int
-) -> float:
-    if layer > depth:
-        return math.inf
-    return array(norms[str(depth)])[kind, layer - 1].item()
-
-
 def block_diagram(
     props: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Readouts:
@@ -306,6 +320,7 @@ REFERENCES: dict[str, Callable[..., Readouts]] = {
     "function-plot": function_plot,
     "frame-strip": frame_strip,
     "matrix-view": matrix_view,
+    "frame-grid": frame_grid,
     "parts-sum": parts_sum,
     "posterior-bells": posterior_bells,
     "attention-steps": attention_steps,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from loom.figures import Figure, Quantised, widget
+from loom.figures import Figure, Quantised, picture, widget
 
 WORDS = {
     "alt": "what is seen",
@@ -74,6 +74,29 @@ def frame_strip(**changes: object) -> Figure:
                 "highest": 1.5,
             },
             "stills": [("", {"t": 100})],
+            **WORDS,
+            **changes,
+        },
+    )
+
+
+def frame_grid(**changes: object) -> Figure:
+    frames = [picture(np.full((4, 8, 3), level)) for level in (0.0, 0.5, 1)]
+    row = {"label": "xₜ", "frames": frames}
+    error = {"key": "error", "label": "error", "values": [0.1, 0.2, 0.3]}
+    return widget(
+        "frame-grid",
+        **{
+            "moments": {
+                "label": "step",
+                "texts": ["t = 9", "t = 5", "t = 1"],
+            },
+            "columns": 2,
+            "views": [
+                ("drawn", "drawn", {"rows": [row, row]}),
+                ("given", "given", {"rows": [row], "numbers": [error]}),
+            ],
+            "stills": [("start", {}), ("end", {"moment": 2})],
             **WORDS,
             **changes,
         },
@@ -262,6 +285,7 @@ SAMPLES = {
     "function-plot": function_plot,
     "frame-strip": frame_strip,
     "matrix-view": matrix_view,
+    "frame-grid": frame_grid,
     "parts-sum": parts_sum,
     "posterior-bells": posterior_bells,
     "attention-steps": attention_steps,

@@ -96,12 +96,20 @@ function Live({ root, id, family, spec, props }) {
   );
 }
 
+// The pictures that a figure will want, so that none has to be waited for while one drags.
+function fetch_ahead(value) {
+  if (typeof value === "string" && /^[\w./-]+\.(webp|png|jpeg)$/.test(value)) new Image().src = value;
+  else if (value && typeof value === "object" && !ArrayBuffer.isView(value)) Object.values(value).forEach(fetch_ahead);
+}
+
 async function enliven(root, families) {
   const spec = JSON.parse(root.querySelector("script").textContent);
   const packed = spec.data ? await fetched(spec.data, new URL(root.dataset.script, location)) : spec.props;
   const id = root.closest("[id]").id;
   const face = root.querySelector(".widget-face");
-  hydrate(<Live root={root} id={id} family={families[spec.family]} spec={spec} props={unpack(packed)} />, face);
+  const props = unpack(packed);
+  fetch_ahead(props);
+  hydrate(<Live root={root} id={id} family={families[spec.family]} spec={spec} props={props} />, face);
 }
 
 export function start(families) {

@@ -16,7 +16,7 @@ const called = ({ blocks }, key) => blocks.find((block) => block.key === key);
 const name_of = ({ name, label }) => name ?? label;
 
 const controls = (given) => [
-  { kind: "slider", key: "block", label: "part", stops: given.blocks.map(({ key }) => key), text: (key) => name_of(called(given, key)) },
+  { kind: "slider", key: "block", label: "part", stops: given.blocks.map(({ key }) => key), text: (key) => called(given, key).label },
 ];
 
 const readouts = (given, { block }) =>
@@ -68,16 +68,17 @@ function Diagram({ props: given, state, set, width, label }) {
   const chosen = called(given, state.block);
   const { details = [], link } = chosen;
   const foot = given.height * scale + 18;
+  const lines = Math.max(...given.blocks.map((one) => (one.details ?? []).length)); // the same room for all
   return (
-    <Picture width={width} height={Math.ceil(foot + 18 * (1 + Math.max(...given.blocks.map((one) => (one.details ?? []).length))) + 6)} label={label} handles={set}>
+    <Picture width={width} height={Math.ceil(foot + 18 * lines + 6)} label={label} handles={set}>
       {(given.arrows ?? []).map((arrow, n) => <Arrow key={n} {...arrow} scale={scale} />)}
       {given.blocks.map((block) => (
         <Block key={block.key} block={block} chosen={block === chosen} scale={scale} set={set} />
       ))}
       <Text x={0} y={foot} bold>{name_of(chosen)}</Text>
-      {link && set && (
+      {link && (
         <a href={link[1]}>
-          <text x={width} y={foot} text-anchor="end" fill={colour.blue} text-decoration="underline">{link[0]}</text>
+          <text x={width} y={foot + 18 * lines} text-anchor="end" fill={colour.blue} text-decoration="underline">{link[0]}</text>
         </a>
       )}
       {details.map(([what, text], n) => (
