@@ -11,8 +11,8 @@ BIN := .venv/bin
 # In CI nothing is tangled again: what was committed must be what the chapters say.
 TANGLE := $(if $(CI),check,tangle)
 export OMP_NUM_THREADS := 1
-# In two processes, each of which takes whole files (tests/conftest.py): two cores and 4 GB do.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# In two processes, each of which takes whole files; those of the site first (tests/conftest.py).
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: book html test unit artifacts tangle check serve clean
 .DEFAULT_GOAL := book

@@ -35,24 +35,13 @@ tangle: diffusion/a.py
 """
 
 
-def group(item: pytest.Item) -> str:
-    """The tests that one process runs: a file, whose fixtures are then made once.
-
-    All of those of the built site, which share its pages and the browser.
-    """
-    return "site" if item.path.parent.name == "site" else item.path.stem
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Deal out the tests, and skip those that need an accelerator where there is none."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(group(item)))
+    if hasattr(config, "workerinput"):  # one of several processes
         # The longest first, so that no process waits for it at the end.
-        items.sort(key=lambda item: group(item) != "site")
+        items.sort(key=lambda item: item.path.parent.name != "site")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
