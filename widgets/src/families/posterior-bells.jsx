@@ -100,14 +100,14 @@ function Drawing({ props: given, state, set, width, label }) {
         </g>
       ))}
       {!still && <Text x={box.left + box.width} y={foot + 36} anchor="end">xₜ₋₁</Text>}
+      <Line points={[[px(state.xt), box.top - 14], [px(inside(likelihood.mean)), py(peak(likelihood))]]} stroke={colour.rust} dash="3 3" width={1.2} />
+      {prior.variance > 0 && <Line points={[[px(state.x0), foot], [px(prior.mean), py(peak(prior))]]} stroke={colour.ink} dash="3 3" width={1.2} />}
       <Handle name="xt" label="xₜ" box={box} x={{ ...noisy(given), value: state.xt }} text={`xₜ ${format(state.xt)}`} set={set}>
-        <Line points={[[px(state.xt), box.top - 14], [px(inside(likelihood.mean)), py(peak(likelihood))]]} stroke={colour.rust} dash="3 3" width={1.2} />
         <circle cx={px(state.xt)} cy={box.top - 14} r="14" fill={colour.rust} fill-opacity="0" />
         <circle cx={px(state.xt)} cy={box.top - 14} r={still ? 3.5 : 5} fill={colour.rust} />
         <Text x={px(state.xt) + 9} y={box.top - 12} size={still ? 11 : 12}>xₜ</Text>
       </Handle>
       <Handle name="x0" label="x₀" box={box} x={{ ...data(given), value: state.x0 }} text={`x₀ ${format(state.x0)}`} set={set}>
-        {prior.variance > 0 && <Line points={[[px(state.x0), foot], [px(prior.mean), py(peak(prior))]]} stroke={colour.ink} dash="3 3" width={1.2} />}
         <circle cx={px(state.x0)} cy={foot} r="14" fill={colour.ink} fill-opacity="0" />
         <circle cx={px(state.x0)} cy={foot} r={still ? 3.5 : 5} fill={colour.ink} />
         <Text x={px(state.x0)} y={foot + (still ? 32 : 34)} anchor="middle" size={still ? 11 : 12}>x₀</Text>
