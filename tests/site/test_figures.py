@@ -352,6 +352,8 @@ def test_print_has_the_stills_as_vectors(figures):
         r"\\begin\{figure\}.*?\\end\{figure\}", tex, re.DOTALL
     )
     for figure in figures:
+        if figure.page == "book/index.html":  # the start page is not printed
+            continue
         name = f"{Path(figure.page).with_suffix('').as_posix()}:{figure.id}"
         label = f"\\label{{\\detokenize{{{name}}}}}"
         block = next(block for block in blocks if label in block)
