@@ -248,6 +248,7 @@ def test_the_address_keeps_the_state(figures, address, page):
         page.wait_for_function(
             "id => location.hash.startsWith(`#${id}?`)", arg=figure.id
         )
+        page.wait_for_timeout(500)  # it is written when the hand rests
         query = page.evaluate("location.hash").partition("?")[2]
         page.goto("about:blank")
         assert Live(page, address, figure, f"?{query}").state() == state
